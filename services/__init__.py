@@ -1,0 +1,1 @@
+"""What people ask of the farm: jobs, sweeps, registry entries, imports and the command line."""

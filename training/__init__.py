@@ -1,0 +1,1 @@
+"""A dataset version and recipes in, checkpoints, scores and adapter files out."""
