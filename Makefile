@@ -1,20 +1,37 @@
+# make demo: from a fresh clone, makes .venv and runs the main job on the embedded default.
 # make test: from a fresh clone, makes .venv and runs everything CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
+OUT ?= demo-out
 
-.PHONY: test check clean
+.PHONY: demo test check starters clean
 
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
-	touch $@
-
-check: .venv/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+demo: .venv/installed
+	$(BIN)/lorafarm demo --out $(OUT)
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/python -m pytest
+
+check: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# Rebuilds the starter models (hours on two cores; resumable). Needs node and npm.
+starters: .venv/installed-test
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[starters]'
+	$(BIN)/python infra/starter/build.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "lorafarm needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info

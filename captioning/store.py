@@ -22,7 +22,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -48,10 +48,11 @@ class BlobStore:
         return self.root / sha256[:2] / sha256
 
     def put(self, data: bytes) -> str:
-        """Store `data` and return its sha256 (64 hex digits)."""
+        """Store `data` and return its sha256 (64 hex digits); a rotten blob is made good."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self.path(sha256).exists():
-            write_atomic(self.path(sha256), data)
+        path = self.path(sha256)
+        if not path.exists() or path.read_bytes() != data:
+            write_atomic(path, data)
         return sha256
 
     def get(self, sha256: str) -> bytes:
@@ -60,3 +61,40 @@ class BlobStore:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError(f"{self.path(sha256)}: its content no longer matches its name")
         return data
+
+
+class Store:
+    """The farm's folder of bytes; each kind of thing has its own place in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = BlobStore(root / "blobs")
+        self.observations = root / "observations"
+        self.characters = root / "characters"
+        self.datasets = root / "datasets"
+        self.latents = root / "latents"
+        self.runs = root / "runs"
+        self.sweeps = root / "sweeps"
+        self.adapters = root / "adapters"
+
+
+def content_hash(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes, or of a folder's names and bytes, sorted.
+
+    Hidden files do not count. Raises FileNotFoundError when there is nothing at `path`.
+    """
+    if path.is_file():
+        return _file_sha256(path)
+    if not path.is_dir():
+        raise FileNotFoundError(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            digest.update(f"{name}\0{_file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

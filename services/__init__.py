@@ -1,1 +1,1 @@
-"""What people ask of the farm: jobs, sweeps, registry entries, imports and the command line."""
+"""People's requests in, jobs, sweeps and registry entries out: the command line lives here."""

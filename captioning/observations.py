@@ -1,0 +1,118 @@
+"""Observations: what one model at one revision said about one image, raw and stored for good.
+
+Infer once, decide many times: only what is missing is asked for, and every answer is on disk the
+moment it comes, so stopping in the middle loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from captioning.errors import UserError
+from captioning.intake import Image, read_image
+from captioning.store import Store, write_atomic
+
+ProgressCallback = Callable[[int, int], None]
+Kind = Literal["tags", "prose"]
+SHOWN_FAILURES = 5  # in the error after a run in which pictures failed
+
+
+class Observation(BaseModel):
+    """One model's answer; exactly one of `tags`, `prose` and `error` is set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str  # sha256
+    kind: Kind
+    model: str
+    revision: str
+    tags: dict[str, float] | None = None  # scores from 0.05 up
+    prose: str | None = None
+    milliseconds: float  # this picture's share of its batch
+    error: str | None = None
+
+
+class ObserverClient(Protocol):
+    """What answers: the models behind Ray Serve, or anything else with the same two methods."""
+
+    def models(self) -> dict[Kind, tuple[str, str]]:
+        """(id, revision) of the model for each kind."""
+        ...
+
+    def ask(self, requests: Iterable[tuple[str, Kind, bytes]]) -> Iterator[Observation]:
+        """Answers to (sha256, kind, picture bytes), in any order, as they come."""
+        ...
+
+
+def observe(
+    images: list[Image],
+    store: Store,
+    client: ObserverClient,
+    progress: ProgressCallback | None = None,
+) -> None:
+    """Ask for every observation of `images` that the store does not have yet.
+
+    An answer with an error is stored as well, for people to read, but the next run asks again.
+    Raises UserError naming the pictures on which models failed, after all others were observed.
+    """
+    models = client.models()
+    wanted = [
+        (image, kind, _path(store, image.sha256, *model))
+        for image in images
+        for kind, model in models.items()
+    ]
+    missing = [(image, kind) for image, kind, path in wanted if not _answered(path)]
+    done = len(wanted) - len(missing)
+    if progress:
+        progress(done, len(wanted))
+    requests = ((image.sha256, kind, read_image(store, image)) for image, kind in missing)
+    failed: list[Observation] = []
+    for answer in client.ask(requests):
+        path = _path(store, answer.image, answer.model, answer.revision)
+        write_atomic(path, answer.model_dump_json(exclude_none=True).encode())
+        if answer.error is not None:
+            failed.append(answer)
+        done += 1
+        if progress:
+            progress(done, len(wanted))
+    if failed:
+        sources = {image.sha256: image.source for image in images}
+        listed = [f"{sources[seen.image]} ({seen.model}: {seen.error})" for seen in failed]
+        more = len(listed) - SHOWN_FAILURES
+        raise UserError(
+            "captioning",
+            f"{len({seen.image for seen in failed})} of {len(images)} pictures failed: "
+            + "; ".join(listed[:SHOWN_FAILURES])
+            + (f"; and {more} more" if more > 0 else ""),
+            "run the same command again; it asks only for what is missing",
+        )
+
+
+def load_observations(store: Store, sha256: str) -> list[Observation]:
+    """All stored observations of an image, oldest first; raises UserError for a spoiled file."""
+    place = store.observations / sha256
+    if not place.is_dir():
+        return []
+    files = sorted(place.glob("*.json"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+    return [_read(file) for file in files]
+
+
+def _answered(path: Path) -> bool:
+    return path.exists() and _read(path).error is None
+
+
+def _read(path: Path) -> Observation:
+    try:
+        return Observation.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            str(path), "not an observation", "delete it and run `lorafarm dataset caption` again"
+        ) from error
+
+
+def _path(store: Store, sha256: str, model: str, revision: str) -> Path:
+    return store.observations / sha256 / f"{model}@{revision}.json"

@@ -1,0 +1,114 @@
+"""Starts Ray for one command and stops it again, whatever happens in between.
+
+Local by default: a private Ray in this machine, without dashboard, that ends with the process.
+With an address the same program joins a cluster instead and leaves it running at the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from captioning import UserError
+from services.settings import Home
+
+# Ray puts objects that pass between processes there; ours are picture bytes and small events.
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+LOCK_FILE = ".lock"
+TOKEN_FILE = "ray_token"
+TOKEN_BYTES = 32
+
+# Quiet and lean: no usage reports, no watchers for cloud preemption, no per-run metrics exporter.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@contextmanager
+def running_ray(home: Home) -> Iterator[None]:
+    """Have Ray running inside the `with` block.
+
+    Local mode starts as many logical CPUs as one worker group needs. Token authentication is on
+    in both modes; the local token is the home's own file, readable by its owner only.
+    Raises UserError when a cluster's address does not answer.
+    """
+    os.environ.update(_ENVIRONMENT)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    import ray
+
+    with _alone(home.path):
+        _start(home)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(home: Home) -> None:
+    import ray
+
+    address = home.settings.ray_address
+    try:
+        if address == "local":
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(_local_token(home.path))
+            ray.init(
+                address="local",
+                num_cpus=home.settings.cpus_per_worker * home.settings.workers,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UserError(
+            "settings.yaml: ray_address",
+            f"no Ray cluster answers at {address!r} ({error})",
+            "start it, correct the address, or set it to 'local'",
+        ) from error
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the home's lock: two commands at once would train the same trials twice."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go with the process
+        except BlockingIOError as error:
+            raise UserError(
+                str(home),
+                "another lorafarm command is working in it",
+                "wait for it, or give this one another home",
+            ) from error
+        yield
+
+
+def _local_token(home: Path) -> Path:
+    """The home's Ray token, made on first use with mode 0600."""
+    path = home / TOKEN_FILE
+    if not path.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        # O_EXCL: of two first commands at once one makes the token and the other one reads it.
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return path
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(TOKEN_BYTES))
+    return path

@@ -1,0 +1,87 @@
+"""Where the farm keeps its state and which engine, registry and models it uses.
+
+Read from `$LORAFARM_HOME/settings.yaml` when there is one; every field has a default, so an empty
+home is a working farm. Never holds a secret: those stay in their own files or the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from captioning import Store, load_config
+
+HOME_VARIABLE = "LORAFARM_HOME"
+SETTINGS_FILE = "settings.yaml"
+
+
+class Settings(BaseModel):
+    """The farm's settings; the file may name any of these fields and no other."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ray_address: str = Field(
+        "local",
+        description="'local' starts Ray in place and stops it at the end; else a cluster's "
+        "address, such as 'ray://head:10001' or '10.0.0.1:6379'.",
+    )
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow tracking URI; none means the embedded store `mlflow.db` in the home.",
+    )
+    tagger: str | None = Field(
+        None, description="Folder of a WD-style ONNX tagger; none means the starter tagger."
+    )
+    captioner: str | None = Field(
+        None,
+        description="Path or hub id of an image-to-text model; none means the starter captioner.",
+    )
+    embedder: str | None = Field(
+        None, description="Path or hub id of the CLIP that scores; none means the starter CLIP."
+    )
+    workers: int = Field(1, ge=1, le=1024, description="Ray Train workers in a worker group.")
+    cpus_per_worker: int = Field(
+        default_factory=lambda: max(1, os.cpu_count() or 1),
+        ge=1,
+        description="CPU cores of one worker, which runs as many threads. Default: all here.",
+    )
+    use_gpu: bool | None = Field(
+        None, description="Train on GPUs; none means yes where CUDA is available."
+    )
+
+
+@dataclass(frozen=True)
+class Home:
+    """A farm's folder: its store of bytes, its settings, its registry."""
+
+    path: Path
+    settings: Settings
+
+    @property
+    def store(self) -> Store:
+        return Store(self.path)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.settings.tracking_uri or f"sqlite:///{self.path / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where the embedded MLflow store puts artifacts; a tracking server uses its own."""
+        return self.path / "mlartifacts"
+
+
+def open_home(path: Path | None = None) -> Home:
+    """Open the farm at `path`, else at `$LORAFARM_HOME`, else at `~/.lorafarm`.
+
+    Nothing is created here: the folder appears with the first thing that is stored in it.
+    Raises UserError when `settings.yaml` holds an unknown key or a bad value.
+    """
+    chosen = path or Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".lorafarm")
+    chosen = chosen.expanduser().resolve()
+    file = chosen / SETTINGS_FILE
+    settings = load_config(Settings, file) if file.exists() else Settings()
+    return Home(chosen, settings)
