@@ -1,1 +1,64 @@
 """A dataset version and recipes in, checkpoints, scores and adapter files out."""
+
+from training.checkpoints import (
+    Checkpoint,
+    Contents,
+    check_checkpoints,
+    list_checkpoints,
+    load_checkpoint,
+)
+from training.export import ExportReport, VerificationError, export_adapter
+from training.families import STARTER_BASE, Base, BaseFacts, base_facts, base_hash, load_base
+from training.latents import LatentCache, encode_dataset
+from training.launch import run_trials
+from training.loop import TrainingDiverged, train
+from training.measures import Interval
+from training.prompts import SUBJECT_SLOT, Limits, ScoringConfig
+from training.recipe import Network, Optimizer, Recipe, Schedule, trial_id
+from training.sampling import sample
+from training.scores import BaseScores, Score
+from training.scoring import score_base, score_checkpoint
+from training.selection import Candidate, Winner, choose_winner
+from training.worker import FAILED_FILE, SweepJob, TrialSpec
+
+__all__ = [
+    "FAILED_FILE",
+    "STARTER_BASE",
+    "SUBJECT_SLOT",
+    "Base",
+    "BaseFacts",
+    "BaseScores",
+    "Candidate",
+    "Checkpoint",
+    "Contents",
+    "ExportReport",
+    "Interval",
+    "LatentCache",
+    "Limits",
+    "Network",
+    "Optimizer",
+    "Recipe",
+    "Schedule",
+    "Score",
+    "ScoringConfig",
+    "SweepJob",
+    "TrainingDiverged",
+    "TrialSpec",
+    "VerificationError",
+    "Winner",
+    "base_facts",
+    "base_hash",
+    "check_checkpoints",
+    "choose_winner",
+    "encode_dataset",
+    "export_adapter",
+    "list_checkpoints",
+    "load_base",
+    "load_checkpoint",
+    "run_trials",
+    "sample",
+    "score_base",
+    "score_checkpoint",
+    "train",
+    "trial_id",
+]

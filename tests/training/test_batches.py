@@ -1,0 +1,87 @@
+"""Draws depend on (seed, step, slot) alone, and every picture comes once per epoch."""
+
+import collections
+from collections.abc import Callable
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.batches import draw_batch, samples_per_step, slots_of
+from training.families import Base
+from training.latents import LatentCache
+from training.recipe import Recipe
+
+
+@given(batch=st.integers(1, 8), accumulation=st.integers(1, 8), world=st.integers(1, 8))
+def test_slots_are_shared_out_without_gap_or_overlap(
+    batch: int, accumulation: int, world: int
+) -> None:
+    recipe = Recipe(batch_size=batch, accumulation=accumulation)
+    slots = [
+        slot
+        for micro_step in range(accumulation)
+        for rank in range(world)
+        for slot in slots_of(recipe, micro_step, rank, world)
+    ]
+    assert slots == list(range(samples_per_step(recipe, world)))
+
+
+def test_splitting_a_step_changes_no_draw(
+    tiny_base: Base, make_cache: Callable[..., LatentCache]
+) -> None:
+    cache = make_cache(tiny_base, views=2)
+    recipe = Recipe(seed=7, caption_dropout=0.5)
+    whole = draw_batch(recipe, cache, 3, range(8), 8, 1000)
+    parts = [draw_batch(recipe, cache, 3, [slot], 8, 1000) for slot in reversed(range(8))][::-1]
+    assert whole.images == tuple(part.images[0] for part in parts)
+    for name in ("posterior_samples", "noise", "timesteps", "text"):
+        joined = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(getattr(whole, name), joined)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**63 - 1), step_samples=st.integers(1, 7))
+def test_every_epoch_shows_every_picture_once(seed: int, step_samples: int) -> None:
+    cache = _small_cache()
+    recipe = Recipe(seed=seed)
+    count = len(cache.mean)
+    seen = [
+        image
+        for step in range(3 * count)
+        for image in draw_batch(recipe, cache, step, range(step_samples), step_samples, 10).images
+    ]
+    for epoch in range(len(seen) // count):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_the_draws_have_the_right_distribution(
+    tiny_base: Base, make_cache: Callable[..., LatentCache]
+) -> None:
+    cache = make_cache(tiny_base, views=2)
+    recipe = Recipe(caption_dropout=0.25)
+    batch = draw_batch(recipe, cache, 0, range(4000), 4000, 1000)
+    assert abs(float(batch.noise.mean())) < 0.01
+    assert abs(float(batch.noise.std()) - 1) < 0.01
+    assert abs(float(batch.timesteps.float().mean()) - 499.5) < 15
+    assert int(batch.timesteps.min()) >= 0
+    assert int(batch.timesteps.max()) <= 999
+    dropped = (batch.text == cache.empty_text).flatten(1).all(1)
+    assert abs(float(dropped.float().mean()) - 0.25) < 0.03
+    views = cache.mean[list(batch.images)]  # (B, 2, C, h, w)
+    distances = (views - batch.posterior_samples[:, None]).square().flatten(2).mean(2)  # (B, 2)
+    mirrored = distances.argmin(1)
+    assert abs(float(mirrored.float().mean()) - 0.5) < 0.03
+    spread = float(distances.min(1).values.mean())  # variance of the posterior, exp(-4)
+    assert abs(spread - 0.0183) < 0.001
+    # Two slots of one image get different noise.
+    image = collections.Counter(batch.images).most_common(1)[0][0]
+    one, other = [place for place, seen in enumerate(batch.images) if seen == image][:2]
+    assert not torch.equal(batch.noise[one], batch.noise[other])
+
+
+def _small_cache() -> LatentCache:
+    shape = (5, 1, 1, 1, 1)
+    return LatentCache(
+        "k", torch.zeros(shape), torch.zeros(shape), torch.zeros(5, 1, 1), torch.zeros(1, 1)
+    )

@@ -1,0 +1,149 @@
+"""Checkpoints come back as they were saved; a torn one is recognised, named and skipped."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import training.checkpoints as checkpoints
+from training.checkpoints import (
+    check_checkpoints,
+    list_checkpoints,
+    load_checkpoint,
+    optimizer_tensors,
+    remove_unfinished,
+    restore_optimizer,
+    save_checkpoint,
+)
+from training.recipe import Recipe
+
+RECIPE = Recipe.model_validate({"network": {"rank": 4}, "seed": 5})
+ADAPTER = {"unet.a.lora_A.weight": torch.arange(8.0).reshape(2, 4)}
+STATE = {"optimizer/a/step": torch.tensor(3.0), "optimizer/a/exp_avg": torch.ones(2, 4)}
+
+
+def save(trial_dir: Path, step: int) -> Path:
+    return save_checkpoint(trial_dir, step, RECIPE, ADAPTER, STATE).path
+
+
+def test_contents_come_back(tmp_path: Path) -> None:
+    path = save(tmp_path, 500)
+    assert path.name == "step-000500"
+    assert sorted(file.name for file in path.iterdir()) == [
+        "adapter.safetensors",
+        "manifest.json",
+        "recipe.yaml",
+        "state.safetensors",
+    ]
+    contents = load_checkpoint(path)
+    assert (contents.step, contents.recipe) == (500, RECIPE)
+    assert torch.equal(contents.adapter["unet.a.lora_A.weight"], ADAPTER["unet.a.lora_A.weight"])
+    assert {name: tensor.tolist() for name, tensor in contents.state.items()} == {
+        name: tensor.tolist() for name, tensor in STATE.items()
+    }
+
+
+def test_they_are_listed_by_step(tmp_path: Path) -> None:
+    for step in (1_000_000, 200, 999_999):
+        save(tmp_path, step)
+    (tmp_path / "step-notes").mkdir()
+    assert [c.step for c in list_checkpoints(tmp_path)] == [200, 999_999, 1_000_000]
+    assert list_checkpoints(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter.safetensors", "state.safetensors", "recipe.yaml", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["absent", "cut off", "a bit flipped"])
+def test_a_torn_checkpoint_is_skipped_with_the_reason(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 100)
+    file = save(tmp_path, 200) / name
+    data = file.read_bytes()
+    if damage == "absent":
+        file.unlink()
+    elif damage == "cut off":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        file.write_bytes(bytes([data[0] ^ 4]) + data[1:])
+    whole, torn = check_checkpoints(tmp_path)
+    assert [c.step for c in whole] == [100]
+    assert [t.path.name for t in torn] == ["step-000200"]
+    assert name in torn[0].reason or name == "manifest.json"
+    with caplog.at_level(logging.WARNING):
+        list_checkpoints(tmp_path)
+    assert "step-000200" in caplog.text
+    with pytest.raises((OSError, ValueError)):
+        load_checkpoint(file.parent)
+    save(tmp_path, 200)  # the torn one is replaced
+    assert [c.step for c in list_checkpoints(tmp_path)] == [100, 200]
+
+
+def test_a_renamed_checkpoint_is_not_of_another_step(tmp_path: Path) -> None:
+    shutil.move(save(tmp_path, 100), tmp_path / "step-000300")
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 100)
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "sync_directory", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 200)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000100"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".writing-step-000200"
+    left.mkdir()
+    (left / "adapter.safetensors").write_bytes(b"half")
+    assert list_checkpoints(tmp_path) == []
+    remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimizer_and_scaler_come_back_bit_for_bit() -> None:
+    def setup() -> tuple[list[torch.nn.Parameter], torch.optim.AdamW, torch.amp.GradScaler]:
+        parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+        scaler = torch.amp.GradScaler("cpu", enabled=True)
+        return parameters, torch.optim.AdamW(parameters, lr=1e-2), scaler
+
+    def step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.AdamW, n: int) -> None:
+        for i, parameter in enumerate(parameters):
+            generator = torch.Generator().manual_seed(10 * n + i)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    names = ["a.b", "c.d"]
+    parameters, optimizer, scaler = setup()
+    step(parameters, optimizer, 0)
+    scaler.scale(torch.ones(1))
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2048.0, "_growth_tracker": 17})
+    saved = optimizer_tensors(optimizer, names, scaler)
+    copies = [parameter.detach().clone() for parameter in parameters]
+    step(parameters, optimizer, 1)
+
+    resumed, other, other_scaler = setup()
+    for parameter, copy in zip(resumed, copies, strict=True):
+        parameter.data.copy_(copy)
+    restore_optimizer(saved, other, names, other_scaler)
+    step(resumed, other, 1)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, resumed, strict=True))
+    other_scaler.scale(torch.ones(1))
+    assert other_scaler.state_dict()["scale"] == 2048.0
+    assert other_scaler.state_dict()["_growth_tracker"] == 17
+
+
+def test_an_optimizer_that_never_stepped_comes_back_empty() -> None:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([parameter])
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    saved = optimizer_tensors(optimizer, ["a"], scaler)
+    assert saved == {}
+    restore_optimizer(saved, optimizer, ["a"], scaler)

@@ -1,0 +1,171 @@
+"""The worker group on a real Ray: equal curves on two workers, deaths survived, Ctrl-C kept."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from captioning import DatasetVersion, UserError
+from training.checkpoints import list_checkpoints
+from training.families import load_base
+from training.latents import encode_dataset
+from training.launch import run_trials
+from training.loop import Event, train
+from training.recipe import Recipe
+from training.worker import SweepJob, TrialSpec
+
+pytestmark = pytest.mark.slow
+
+
+def recipe(**changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "network": {"rank": 4},
+        "optimizer": {"lr": 1e-3},
+        "steps": 6,
+        "checkpoint_every": 2,
+        "batch_size": 2,
+        "seed": 9,
+    }
+    return Recipe.model_validate({**data, **changes})
+
+
+def make_job(base: Path, dataset: DatasetVersion, folder: Path, *recipes: Recipe) -> SweepJob:
+    return SweepJob(
+        base=str(base),
+        dataset_path=str(dataset.path),
+        latents_dir=str(folder / "latents"),
+        trials=tuple(
+            TrialSpec(f"t{i}", recipe, folder / f"runs/t{i}") for i, recipe in enumerate(recipes)
+        ),
+        scoring=None,
+        score_dir=str(folder / "base"),
+    )
+
+
+def losses(trial_dir: Path) -> list[float]:
+    text = (trial_dir / "metrics.jsonl").read_text()
+    return [json.loads(line)["loss"] for line in text.splitlines()]
+
+
+def train_here(base: Path, dataset: DatasetVersion, folder: Path, recipe: Recipe) -> Path:
+    """The same trial in this process with one thread, without Ray."""
+    torch.set_num_threads(1)
+    loaded = load_base(base)
+    cache = encode_dataset(dataset, loaded, None, False, folder / "latents-here")
+    train(loaded, cache, recipe, folder / "here")
+    return folder / "here"
+
+
+def train_workers() -> list[psutil.Process]:
+    """The Ray Train worker processes of this machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if title.startswith("ray::") and "RayTrainWorker" in title:
+            found.append(process)
+    return found
+
+
+def test_two_workers_give_the_curve_of_one_with_the_doubled_batch(
+    ray_local: None, tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    job = make_job(tiny_base_path, frozen_dataset, tmp_path, recipe(batch_size=2))
+    events: list[Event] = []
+    run_trials(job, events.append, workers=2, storage=tmp_path / "ray")
+    one = train_here(tiny_base_path, frozen_dataset, tmp_path, recipe(batch_size=4))
+    two = job.trials[0].trial_dir
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert [e["step"] for e in events if e["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert events[-1] == {"kind": "finished", "trial": "t0", "step": 6}
+    from safetensors.torch import load_file
+
+    name = "step-000006/adapter.safetensors"
+    for (key, found), expected in zip(
+        sorted(load_file(two / name).items()),
+        (tensor for _, tensor in sorted(load_file(one / name).items())),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=key)
+    assert list((tmp_path / "ray").iterdir()) == []  # Ray's own files of the run are gone
+
+
+def test_a_killed_worker_goes_on_and_ends_as_if_nothing_had_happened(
+    ray_local: None, tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    # Long enough that the kill meets it in the middle.
+    long = recipe(steps=400, checkpoint_every=20)
+    job = make_job(tiny_base_path, frozen_dataset, tmp_path, long, recipe())
+    killed: list[int] = []
+    events: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if event["kind"] == "step" and event["step"] >= 30 and not killed:
+            for process in train_workers():
+                killed.append(process.pid)
+                os.kill(process.pid, signal.SIGKILL)
+
+    run_trials(job, on_event, storage=tmp_path / "ray")
+    assert len(killed) == 1
+    starts = [e["step"] for e in events if e["kind"] == "trial" and e["trial"] == "t0"]
+    assert len(starts) == 2
+    assert starts[0] == 0
+    assert 20 <= starts[1] < 400
+    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t1"]
+    here = train_here(tiny_base_path, frozen_dataset, tmp_path, long)
+    there = job.trials[0].trial_dir
+    assert losses(there) == losses(here)
+    for name in ("adapter.safetensors", "state.safetensors"):
+        file = f"step-000400/{name}"
+        assert (there / file).read_bytes() == (here / file).read_bytes()
+
+
+def test_ctrl_c_stops_the_workers_and_the_next_call_goes_on(
+    ray_local: None, tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    job = make_job(
+        tiny_base_path, frozen_dataset, tmp_path, recipe(steps=5000, checkpoint_every=10)
+    )
+
+    def interrupt(event: Event) -> None:
+        if event["kind"] == "checkpoint" and event["step"] >= 20:
+            os.kill(os.getpid(), signal.SIGINT)  # as the terminal does
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trials(job, interrupt, storage=tmp_path / "ray")
+    assert train_workers() == []
+    reached = list_checkpoints(job.trials[0].trial_dir)[-1].step
+    assert 20 <= reached < 5000
+    # The same trial to a nearer end: it goes on from what is there.
+    nearer = make_job(tiny_base_path, frozen_dataset, tmp_path, recipe(steps=reached + 5))
+    events: list[Event] = []
+    run_trials(nearer, events.append, storage=tmp_path / "ray")
+    assert [e["step"] for e in events if e["kind"] == "trial"] == [reached]
+    assert next(e["step"] for e in events if e["kind"] == "step") == reached + 1
+    assert events[-1]["kind"] == "finished"
+
+
+def test_what_is_no_model_is_said_at_once(
+    ray_local: None, frozen_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path / "nothing", frozen_dataset, tmp_path, recipe())
+    with pytest.raises(UserError, match="no such folder"):
+        run_trials(job, lambda event: None, storage=tmp_path / "ray")
+
+
+def test_without_ray_it_says_so(tmp_path: Path, frozen_dataset: DatasetVersion) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("another test has Ray running")
+    with pytest.raises(UserError, match="Ray is not running"):
+        run_trials(
+            make_job(tmp_path, frozen_dataset, tmp_path, recipe()),
+            lambda event: None,
+            storage=tmp_path / "ray",
+        )

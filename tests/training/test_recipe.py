@@ -1,0 +1,82 @@
+"""The recipe is strict, and a trial's id depends on all that decides the training and no more."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioning import DatasetVersion, UserError, parse_config
+from training.recipe import Recipe, trial_id
+
+
+def test_defaults_round_trip_through_yaml() -> None:
+    recipe = Recipe()
+    dumped = yaml.safe_dump(recipe.model_dump(mode="json"))
+    assert parse_config(Recipe, yaml.safe_load(dumped), "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"network": {"rank": 0}}, "recipe.yaml: network.rank"),
+        ({"network": {"rank": 257}}, "network.rank"),
+        ({"network": {"rank": True}}, "network.rank"),
+        ({"network": {"rank": "16"}}, "network.rank"),
+        ({"network": {"rnak": 8}}, "network.rnak"),
+        ({"network": {"method": "loha"}}, "network.method"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr"),
+        ({"optimizer": {"lr": float("nan")}}, "optimizer.lr"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "betas"),
+        ({"steps": 0}, "steps"),
+        ({"seed": -1}, "seed"),
+        ({"caption_dropout": 1.5}, "caption_dropout"),
+        ({"steps": 10, "schedule": {"warmup_steps": 11}}, "warmup_steps"),
+        ({"stepps": 10}, "stepps"),
+    ],
+)
+def test_bad_values_are_refused_by_name(data: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(Recipe, data, "recipe.yaml")
+    assert said in str(caught.value)
+
+
+def test_a_misspelt_key_gets_a_suggestion() -> None:
+    with pytest.raises(UserError, match="rank"):
+        parse_config(Recipe, {"network": {"rnak": 8}}, "recipe.yaml")
+
+
+def test_yaml_scientific_notation_without_a_dot_is_a_number() -> None:
+    data = yaml.safe_load("optimizer: {lr: 1e-4}")  # PyYAML reads it as the text "1e-4"
+    assert parse_config(Recipe, data, "recipe.yaml").optimizer.lr == 1e-4
+
+
+@given(steps=st.integers(1, 5000), every=st.integers(1, 6000))
+def test_checkpoints_come_at_multiples_and_always_at_the_last_step(steps: int, every: int) -> None:
+    found = Recipe(steps=steps, checkpoint_every=every).checkpoint_steps()
+    assert found[-1] == steps
+    assert list(found) == sorted(set(found))
+    assert all(step % every == 0 for step in found[:-1])
+    assert len(found) == -(-steps // every)
+
+
+def test_trial_id_is_that_of_the_content(tiny_dataset: DatasetVersion) -> None:
+    recipe = Recipe()
+    known = trial_id(tiny_dataset, "base", recipe)
+    assert known == trial_id(tiny_dataset, "base", Recipe.model_validate(recipe.model_dump()))
+    assert known.startswith("t")
+    assert len(known) == 13
+    others = {
+        trial_id(tiny_dataset, "other", recipe),
+        trial_id(replace(tiny_dataset, manifest_sha256="0" * 64), "base", recipe),
+        trial_id(tiny_dataset, "base", Recipe(seed=1)),
+        trial_id(tiny_dataset, "base", Recipe(steps=801)),
+    }
+    assert len(others | {known}) == 5
+
+
+def test_alpha_written_out_or_left_out_is_the_same_trial(tiny_dataset: DatasetVersion) -> None:
+    left_out = Recipe.model_validate({"network": {"rank": 8}})
+    written = Recipe.model_validate({"network": {"rank": 8, "alpha": 8}})
+    assert trial_id(tiny_dataset, "b", left_out) == trial_id(tiny_dataset, "b", written)

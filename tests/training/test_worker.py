@@ -1,0 +1,265 @@
+"""One worker without Ray: trials one after the other, failures kept apart, all of it resumable."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from captioning import DatasetVersion
+from training.checkpoints import list_checkpoints
+from training.families import Base
+from training.group import Group, Ledger
+from training.loop import Event
+from training.prompts import ScoringConfig
+from training.recipe import Recipe
+from training.scores import Score
+from training.worker import FAILED_FILE, SETUP, SetupError, SweepJob, TrialSpec, Worker
+
+SCORING = ScoringConfig(
+    prompts=("{subject}, smile", "{subject}, hat"),
+    unrelated=("a house",),
+    seeds=2,
+    steps=2,
+    guidance=1.0,
+    bootstrap=100,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def recipe(**changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "network": {"rank": 2},
+        "optimizer": {"lr": 1e-3},
+        "steps": 4,
+        "checkpoint_every": 2,
+        "batch_size": 2,
+    }
+    return Recipe.model_validate({**data, **changes})
+
+
+MakeJob = Callable[..., SweepJob]
+
+
+@pytest.fixture
+def make_job(
+    tiny_base_path: Path, frozen_dataset: DatasetVersion, tiny_clip_path: Path, tmp_path: Path
+) -> MakeJob:
+    def make(*recipes: Recipe, scored: bool = False, base: Path = tiny_base_path) -> SweepJob:
+        scoring = SCORING.model_copy(update={"embedder": str(tiny_clip_path)}) if scored else None
+        return SweepJob(
+            base=str(base),
+            dataset_path=str(frozen_dataset.path),
+            latents_dir=str(tmp_path / "latents"),
+            trials=tuple(
+                TrialSpec(f"t{i}", recipe, tmp_path / f"runs/t{i}")
+                for i, recipe in enumerate(recipes)
+            ),
+            scoring=scoring,
+            score_dir=str(tmp_path / "base"),
+        )
+
+    return make
+
+
+def run(
+    job: SweepJob,
+    stopped: Callable[[], bool] = lambda: False,
+    ledger: Ledger | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> tuple[SetupError | None, list[Event]]:
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        on_event(event)
+
+    worker = Worker(job, Group(0, 1), torch.device("cpu"), listen, stopped, ledger, max_deaths=2)
+    return worker.run(), events
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [event["kind"] for event in events if event["kind"] not in ("step", "encode")]
+
+
+def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> None:
+    job = make_job(recipe(), recipe(network={"rank": 2, "method": "dora"}), scored=True)
+    problem, events = run(job)
+    assert problem is None
+    trial = ["trial", "checkpoint", "score", "checkpoint", "score", "finished"]
+    assert kinds(events) == ["base", "base", *trial, *trial]
+    assert [e["step"] for e in events if e["kind"] == "score"] == [2, 4, 2, 4]
+    for spec in job.trials:
+        for checkpoint in list_checkpoints(spec.trial_dir):
+            score = Score.load(checkpoint.path)
+            told = [e for e in events if e["kind"] == "score" and e["trial"] == spec.trial]
+            stored = json.loads((checkpoint.path / "scores.json").read_text())
+            assert stored["identity"] in [e["score"]["identity"] for e in told]
+            assert all((checkpoint.path / picture.file).is_file() for picture in score.pictures)
+    # Everything is there, so a second run only says so.
+    problem, again = run(job)
+    assert problem is None
+    assert kinds(again) == ["base", "base", "trial", "finished", "trial", "finished"]
+    assert [e["step"] for e in again if e["kind"] == "trial"] == [4, 4]
+
+
+def test_scoring_in_between_does_not_change_the_training(make_job: MakeJob, tmp_path: Path) -> None:
+    run(make_job(recipe(), scored=True))
+    scored = (tmp_path / "runs/t0/step-000004/adapter.safetensors").read_bytes()
+    (tmp_path / "runs").rename(tmp_path / "scored")
+    run(make_job(recipe(), scored=False))
+    assert (tmp_path / "runs/t0/step-000004/adapter.safetensors").read_bytes() == scored
+
+
+def test_a_checkpoint_that_a_kill_left_unscored_is_scored_later(make_job: MakeJob) -> None:
+    job = make_job(recipe(), scored=True)
+    run(job)
+    folder = job.trials[0].trial_dir / "step-000002"
+    before = (folder / "scores.json").read_text()
+    (folder / "scores.json").unlink()
+    _, events = run(job)
+    assert kinds(events) == ["base", "base", "trial", "score", "finished"]
+    assert (folder / "scores.json").read_text() == before
+
+
+def test_other_prompts_are_scored_anew(make_job: MakeJob) -> None:
+    job = make_job(recipe(), scored=True)
+    run(job)
+    assert job.scoring is not None
+    other = SweepJob(
+        **{**vars(job), "scoring": job.scoring.model_copy(update={"unrelated": ("a car",)})}
+    )
+    _, events = run(other)
+    assert [event["step"] for event in events if event["kind"] == "score"] == [2, 4]
+
+
+def test_a_failing_trial_does_not_lose_the_others(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(recipe(), recipe(seed=1), recipe(seed=2))
+    calls = 0
+
+    def poisoned(base: Base) -> None:
+        predict = base.predict
+
+        def bad(*arguments: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            output = predict(*arguments)
+            return output * float("nan") if calls == 7 else output  # step 3 of the second trial
+
+        monkeypatch.setattr(base, "predict", bad)
+
+    import training.worker as worker_module
+
+    load_base = worker_module.load_base
+
+    def load(*arguments: Any) -> Base:
+        base = load_base(*arguments)
+        poisoned(base)
+        return base
+
+    monkeypatch.setattr(worker_module, "load_base", load)
+    problem, events = run(job)
+    assert problem is None
+    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t2"]
+    (failed,) = [e for e in events if e["kind"] == "failed"]
+    assert failed["trial"] == "t1"
+    assert "trial t1, step 3" in failed["error"]
+    record = json.loads((job.trials[1].trial_dir / FAILED_FILE).read_text())
+    assert record["error"] == failed["error"]
+    assert "TrainingDiverged" in record["traceback"]
+    assert [c.step for c in list_checkpoints(job.trials[1].trial_dir)] == [2]
+    # The worker that is started again after a death leaves the failed trial alone.
+    _, again = run(job)
+    assert [e["trial"] for e in again if e["kind"] == "trial"] == ["t0", "t2"]
+
+
+def test_what_keeps_all_from_starting_is_told(make_job: MakeJob, tmp_path: Path) -> None:
+    problem, _ = run(make_job(recipe(), base=tmp_path / "nothing"))
+    assert problem is not None
+    assert str(tmp_path / "nothing") in problem.where
+    assert problem.fix
+    problem, _ = run(make_job(recipe(resolution=60)))
+    assert problem is not None
+    assert "60 px" in problem.found
+
+
+def test_a_stop_ends_all_trials_and_the_next_run_goes_on(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(recipe(), recipe(seed=1))
+    seen: list[int] = []
+    stopped = lambda: len(seen) >= 6  # noqa: E731
+    _, events = run(
+        job, stopped, on_event=lambda e: seen.append(1) if e["kind"] == "step" else None
+    )
+    assert kinds(events)[-1] == "stopped"
+    assert [c.step for c in list_checkpoints(job.trials[1].trial_dir)] == [2]
+    _, events = run(job)
+    assert kinds(events)[-1] == "finished"
+    resumed = (tmp_path / "runs/t1/step-000004/adapter.safetensors").read_bytes()
+    (tmp_path / "runs").rename(tmp_path / "before")
+    run(make_job(recipe(), recipe(seed=1)))
+    assert (tmp_path / "runs/t1/step-000004/adapter.safetensors").read_bytes() == resumed
+
+
+def test_a_trial_that_keeps_killing_its_worker_is_given_up(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    """As if the worker had died twice in the second trial: each death reads the ledger anew."""
+    job = make_job(recipe(), recipe(seed=1), recipe(seed=2))
+    file = tmp_path / "deaths.json"
+
+    class Death(BaseException):
+        """What no `except Exception` sees, like a SIGKILL."""
+
+    def die(event: Event) -> None:
+        if event["kind"] == "step" and event["trial"] == "t1":
+            raise Death
+
+    for _ in range(2):
+        with pytest.raises(Death):
+            run(job, ledger=Ledger(file), on_event=die)
+    problem, events = run(job, ledger=Ledger(file), on_event=die)
+    assert problem is None
+    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t2"]
+    (failed,) = [e for e in events if e["kind"] == "failed"]
+    assert "trial t1: its worker died 2 times" in failed["error"]
+
+
+def test_dying_in_the_setup_ends_the_run(make_job: MakeJob, tmp_path: Path) -> None:
+    file = tmp_path / "deaths.json"
+    for _ in range(2):
+        Ledger(file).enter(SETUP)
+    problem, _ = run(make_job(recipe()), ledger=Ledger(file))
+    assert problem is not None
+    assert "died 2 times" in problem.found
+
+
+def test_ledger_counts_by_phase(tmp_path: Path) -> None:
+    file = tmp_path / "deaths.json"
+    ledger = Ledger(file)
+    assert ledger.deaths("t1") == 0
+    ledger.enter(SETUP)
+    ledger.enter("t1")
+    ledger = Ledger(file)
+    assert (ledger.deaths("t1"), ledger.deaths(SETUP)) == (1, 0)
+    ledger.enter("t2")
+    ledger = Ledger(file)
+    assert (ledger.deaths("t1"), ledger.deaths("t2")) == (1, 1)
+
+
+def test_a_missing_picture_stops_before_anything_is_trained(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(recipe())
+    job = SweepJob(**{**vars(job), "dataset_path": str(tmp_path / "none")})
+    problem, events = run(job)
+    assert problem is not None
+    assert "none" in problem.where
+    assert kinds(events) == []

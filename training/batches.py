@@ -1,0 +1,91 @@
+"""Which samples an optimiser step sees, and every random number that goes with them.
+
+Randomness is counted, not carried: each draw is a function of (seed, step, slot), where a slot is
+the place of a sample in the whole step. So nothing has to be saved to resume, and the draws are
+the same however the step is split into micro-batches and workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.latents import LatentCache
+from training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples on the CPU, fp32."""
+
+    images: tuple[int, ...]  # index into the cache
+    posterior_samples: Tensor  # (B, C, h, w), raw VAE latents
+    noise: Tensor  # (B, C, h, w), standard normal
+    timesteps: Tensor  # (B,), int64 in 0..T-1
+    text: Tensor  # (B, T, D)
+
+
+def slots_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> range:
+    """The slots that worker `rank` trains in micro-batch `micro_step` of a step.
+
+    Over all micro-steps and ranks these are exactly 0..samples_per_step-1, each once.
+    """
+    first = (micro_step * world_size + rank) * recipe.batch_size
+    return range(first, first + recipe.batch_size)
+
+
+def samples_per_step(recipe: Recipe, world_size: int) -> int:
+    return recipe.batch_size * recipe.accumulation * world_size
+
+
+def draw_batch(
+    recipe: Recipe,
+    cache: LatentCache,
+    step: int,
+    slots: Sequence[int],
+    step_samples: int,
+    timestep_count: int,
+) -> Batch:
+    """Draw the samples in `slots` of optimiser step `step` (0-based), which has `step_samples`.
+
+    Pictures come in a fresh random order every epoch, each once per epoch; timesteps are uniform.
+    """
+    images, latents, noises, timesteps, texts = [], [], [], [], []
+    for slot in slots:
+        image = _image_at(recipe.seed, step * step_samples + slot, len(cache.mean))
+        generator = _generator("sample", recipe.seed, step, slot)
+        timestep = torch.randint(timestep_count, (), generator=generator)
+        choices = torch.rand(2, generator=generator)  # caption kept or not, mirrored or not
+        view = int(choices[1] * cache.mean.shape[1])
+        mean, logvar = cache.mean[image, view], cache.logvar[image, view]  # (C, h, w)
+        spread = torch.randn(mean.shape, generator=generator)
+        images.append(image)
+        latents.append(mean + torch.exp(0.5 * logvar) * spread)
+        noises.append(torch.randn(mean.shape, generator=generator))
+        timesteps.append(timestep)
+        dropped = bool(choices[0] < recipe.caption_dropout)
+        texts.append(cache.empty_text if dropped else cache.text[image])
+    return Batch(
+        images=tuple(images),
+        posterior_samples=torch.stack(latents),
+        noise=torch.stack(noises),
+        timesteps=torch.stack(timesteps),
+        text=torch.stack(texts),
+    )
+
+
+def _image_at(seed: int, position: int, count: int) -> int:
+    """The picture at `position` of the endless sequence of shuffled epochs."""
+    epoch, place = divmod(position, count)
+    order = torch.randperm(count, generator=_generator("order", seed, epoch))
+    return int(order[place])
+
+
+def _generator(purpose: str, *counters: int) -> torch.Generator:
+    text = "/".join([purpose, *map(str, counters)])
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

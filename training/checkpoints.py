@@ -1,0 +1,213 @@
+"""A trial at a step, on disk: adapter weights, optimiser state, recipe and a manifest of hashes.
+
+Tensors and a recipe in, a folder `step-000500/` out that is there whole or not at all. A folder
+that is torn all the same (a full disk, a damaged file) is recognised by its hashes and skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load, save
+from torch import Tensor
+
+from captioning import parse_config, sync_directory
+from training.recipe import Recipe
+
+ADAPTER_FILE = "adapter.safetensors"
+STATE_FILE = "state.safetensors"
+RECIPE_FILE = "recipe.yaml"
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+_STEP_FOLDER = re.compile(r"step-(\d{6,})")
+_TEMPORARY = ".writing-"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole, verified checkpoint."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class TornCheckpoint:
+    """A checkpoint folder that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds; tensors on the CPU, fp32 unless they are counters."""
+
+    step: int
+    recipe: Recipe
+    adapter: dict[str, Tensor]  # as adapters.adapter_state gives it
+    state: dict[str, Tensor]  # as optimizer_tensors gives it
+
+
+def save_checkpoint(
+    trial_dir: Path,
+    step: int,
+    recipe: Recipe,
+    adapter: dict[str, Tensor],
+    state: dict[str, Tensor],
+) -> Checkpoint:
+    """Write `trial_dir/step-NNNNNN/` atomically: a temporary folder, flushed, then renamed.
+
+    A torn folder of the same step is replaced. Raises OSError (a full disk) and leaves nothing.
+    """
+    target = trial_dir / f"step-{step:06d}"
+    temporary = trial_dir / f"{_TEMPORARY}{target.name}"
+    contents = {
+        ADAPTER_FILE: save(adapter),
+        STATE_FILE: save(state),
+        RECIPE_FILE: yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode(),
+    }
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "torch": torch.__version__,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+    }
+    contents[MANIFEST_FILE] = json.dumps(manifest, indent=1).encode()
+    remove_unfinished(trial_dir)
+    temporary.mkdir(parents=True)
+    try:
+        for name, data in contents.items():
+            with (temporary / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_directory(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(trial_dir)
+    return Checkpoint(step, target)
+
+
+def remove_unfinished(trial_dir: Path) -> None:
+    """Delete what a killed writer left; only one process writes a trial's checkpoints."""
+    for leftover in trial_dir.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover)
+
+
+def list_checkpoints(trial_dir: Path) -> list[Checkpoint]:
+    """The whole checkpoints of a trial by rising step; torn ones are logged and left out."""
+    whole, torn = check_checkpoints(trial_dir)
+    for checkpoint in torn:
+        log.warning("checkpoint skipped: %s: %s", checkpoint.path, checkpoint.reason)
+    return whole
+
+
+def check_checkpoints(trial_dir: Path) -> tuple[list[Checkpoint], list[TornCheckpoint]]:
+    """All checkpoint folders of a trial, verified by their hashes: the whole and the torn ones."""
+    whole, torn = [], []
+    for path in sorted(trial_dir.glob("step-*")):
+        matched = _STEP_FOLDER.fullmatch(path.name)
+        if matched is None or not path.is_dir():
+            continue
+        step = int(matched[1])
+        try:
+            _read_verified(path, step)
+        except (OSError, ValueError) as error:
+            torn.append(TornCheckpoint(path, str(error)))
+        else:
+            whole.append(Checkpoint(step, path))
+    return sorted(whole, key=lambda checkpoint: checkpoint.step), torn
+
+
+def load_checkpoint(path: Path) -> Contents:
+    """Read a checkpoint folder. Raises OSError or ValueError naming the file if it is torn."""
+    matched = _STEP_FOLDER.fullmatch(path.name)
+    if matched is None:
+        raise ValueError(f"{path}: not a checkpoint folder (expected a name like step-000500)")
+    step = int(matched[1])
+    files = _read_verified(path, step)
+    source = str(path / RECIPE_FILE)
+    return Contents(
+        step=step,
+        recipe=parse_config(Recipe, yaml.safe_load(files[RECIPE_FILE]), source),
+        adapter=load(files[ADAPTER_FILE]),
+        state=load(files[STATE_FILE]),
+    )
+
+
+def _read_verified(path: Path, step: int) -> dict[str, bytes]:
+    """The bytes of the checkpoint's files; OSError or ValueError if one is not as it was saved."""
+    manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path / MANIFEST_FILE}: not a manifest of format {FORMAT}")
+    if manifest.get("step") != step:
+        raise ValueError(f"{path / MANIFEST_FILE}: is of step {manifest.get('step')}")
+    hashes = manifest.get("files")
+    if not isinstance(hashes, dict):
+        raise ValueError(f"{path / MANIFEST_FILE}: names no files")
+    files = {}
+    for name in (ADAPTER_FILE, STATE_FILE, RECIPE_FILE):
+        data = (path / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != hashes.get(name):
+            raise ValueError(f"{path / name}: its content does not match the manifest")
+        files[name] = data
+    return files
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: list[str], scaler: torch.amp.GradScaler
+) -> dict[str, Tensor]:
+    """The optimiser's moments and the loss scaler as named tensors on the CPU.
+
+    `names` are those of the parameters in the optimiser's order. The schedule, the data order and
+    all draws follow from the step and the seed, so there is nothing of them to save.
+    """
+    tensors = {
+        f"optimizer/{names[index]}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+    if scaler.is_enabled():
+        saved = scaler.state_dict()
+        tensors["scaler/scale"] = torch.tensor(saved["scale"], dtype=torch.float64)
+        tensors["scaler/growth_tracker"] = torch.tensor(saved["_growth_tracker"])
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def restore_optimizer(
+    tensors: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Put back what `optimizer_tensors` gave, onto the device of the parameters."""
+    indices = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, parameter, key = name.split("/")
+            state.setdefault(indices[parameter], {})[key] = tensor.clone()
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    if scaler.is_enabled():
+        saved = scaler.state_dict()
+        saved["scale"] = float(tensors["scaler/scale"])
+        saved["_growth_tracker"] = int(tensors["scaler/growth_tracker"])
+        scaler.load_state_dict(saved)

@@ -1,0 +1,162 @@
+"""Exports a checkpoint's adapter: write, re-read by independent loaders, only then publish.
+
+A checkpoint folder and its base in, one safetensors file out. A file that fails its verification
+never gets its name. Never changes the base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from captioning import DatasetVersion, UserError, sync_directory
+from training.adapters import UNET_PREFIX, is_attached
+from training.checkpoints import Contents, load_checkpoint
+from training.export import diffusers, header, kohya
+from training.export.updates import Update, read_updates
+from training.export.verify import verify
+from training.families import Base
+
+SUFFIX = ".safetensors"
+Format = Literal["kohya", "diffusers"]
+DTYPES = (torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """A verified file."""
+
+    path: Path
+    format: Format
+    form: str  # "lora" or "diff" (kohya), "peft" (diffusers)
+    sha256: str
+    size_bytes: int
+    modules: int  # layers that it changes
+    max_error: float  # largest difference of an output element after the reload
+    effect: float  # largest change of an output element by the adapter
+
+
+def export_adapter(
+    checkpoint_dir: Path,
+    base: Base,
+    out_path: Path,
+    format: Format,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dataset: DatasetVersion | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> ExportReport:
+    """Write the checkpoint's adapter to `out_path` in `format`, verified.
+
+    kohya: LoRA in low-rank form, DoRA as exact `diff`. diffusers: PEFT's names, DoRA included.
+    `metadata` goes into the header over what the recipe, the base and `dataset` (trigger, pictures)
+    say. Weights are stored in `dtype` and the same inputs give the same bytes. An older file at
+    `out_path` is replaced only by a verified one.
+
+    Raises VerificationError when a loader gets something else than was trained; UserError for a
+    checkpoint that is torn or does not fit the base, values that `dtype` cannot hold, or a wrong
+    suffix; ValueError for a `dtype` other than float16 and float32.
+    """
+    if out_path.suffix != SUFFIX:
+        raise UserError(
+            str(out_path), f"does not end in {SUFFIX}", f"name it {out_path.stem}{SUFFIX}"
+        )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype} is not one that every tool reads (float16, float32)")
+    contents = _load(checkpoint_dir)
+    network = contents.recipe.network
+    updates = read_updates(contents.adapter, network)
+    form, tensors = _tensors(updates, base, format, network.method, dtype)
+    facts = header.header_facts(base, contents.recipe, contents.step, form, out_path.stem, dataset)
+    facts = header.add_caller_facts(facts, metadata or {})
+    if format == "diffusers":
+        facts |= diffusers.header_entry(updates)
+    data = header.encode(tensors, facts)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=out_path.parent, prefix=".exporting-", suffix=SUFFIX)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        verification = verify(temporary, base, contents.adapter, network, form)
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide it from the tools' users
+        temporary.replace(out_path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(out_path.parent)
+    return ExportReport(
+        path=out_path,
+        format=format,
+        form=form,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        modules=verification.modules,
+        max_error=verification.max_error,
+        effect=verification.effect,
+    )
+
+
+def _load(checkpoint_dir: Path) -> Contents:
+    try:
+        return load_checkpoint(checkpoint_dir)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            str(checkpoint_dir), f"is no whole checkpoint ({error})", "export another checkpoint"
+        ) from error
+
+
+def _tensors(
+    updates: list[Update], base: Base, format: Format, method: str, dtype: torch.dtype
+) -> tuple[str, dict[str, Tensor]]:
+    """The form of the file and its tensors, checked for overflow."""
+    if format == "diffusers":
+        form, tensors = "peft", diffusers.peft_tensors(updates, dtype)
+    elif format != "kohya":
+        raise UserError("export: format", f"{format!r} is unknown", "use 'kohya' or 'diffusers'")
+    elif method == "dora":
+        weights = _base_weights(base)
+        form = "diff"
+        tensors = kohya.diff_tensors(updates, lambda c, m: _weight(weights, c, m), dtype)
+    else:
+        form, tensors = "lora", kohya.low_rank_tensors(updates, dtype)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"export: {name}",
+                f"its values do not fit into {str(dtype).removeprefix('torch.')}",
+                "export with dtype float32",
+            )
+    return form, tensors
+
+
+def _base_weights(base: Base) -> dict[str, Tensor]:
+    """The UNet's own weights by module, with or without an adapter on it."""
+    inner = ".base_layer" if is_attached(base) else ""
+    weights = {}
+    for name, parameter in base.unet.named_parameters():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and ".lora_" not in name:
+            weights[UNET_PREFIX + module.removesuffix(inner)] = parameter.detach().cpu().float()
+    return weights
+
+
+def _weight(weights: Mapping[str, Tensor], component: str, module: str) -> Tensor:
+    try:
+        return weights[f"{component}.{module}"]
+    except KeyError as error:
+        raise UserError(
+            f"adapter: {component}.{module}",
+            "names no layer of the base",
+            "use the base that the adapter was trained on",
+        ) from error

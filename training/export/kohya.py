@@ -1,0 +1,59 @@
+"""Kohya's key names and its two forms: low-rank (`lora_down`, `lora_up`, `alpha`) and `diff`.
+
+Updates in, named tensors out. ComfyUI, A1111, Forge, InvokeAI, SwarmUI and diffusers read the
+low-rank form. A DoRA becomes `diff`, the exact change of every weight: those tools take a
+`dora_scale` on the output axis for something else, and are silently wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from training.export.updates import Update
+
+# Families with one text encoder; `lora_te1_` would make tools take the file for SDXL.
+PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+# transformers 5.6 dropped this level from CLIPTextModel; every tool still expects it.
+_TEXT_MODEL = "text_model."
+
+
+def kohya_name(component: str, module: str) -> str:
+    """`lora_unet_…` or `lora_te_text_model_…` for a module's dotted name."""
+    if component == "text_encoder" and not module.startswith(_TEXT_MODEL):
+        module = _TEXT_MODEL + module
+    return PREFIXES[component] + module.replace(".", "_")
+
+
+def low_rank_tensors(updates: Sequence[Update], dtype: torch.dtype) -> dict[str, Tensor]:
+    """LoRA updates in kohya's names; alpha = rank, since the scale is in `lora_up` already.
+
+    Raises ValueError for a DoRA update: this form would lose its magnitude.
+    """
+    tensors: dict[str, Tensor] = {}
+    for update in updates:
+        if update.magnitude is not None:
+            raise ValueError(f"{update.module}: a DoRA update has no low-rank form")
+        name = kohya_name(update.component, update.module)
+        tensors[f"{name}.lora_down.weight"] = update.down.to(dtype)
+        tensors[f"{name}.lora_up.weight"] = update.up.to(dtype)
+        tensors[f"{name}.alpha"] = torch.tensor(float(len(update.down)), dtype=dtype)
+    return tensors
+
+
+def diff_tensors(
+    updates: Sequence[Update], weight_of: Callable[[str, str], Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Every update, LoRA or DoRA, as `<name>.diff` of the weight `weight_of(component, module)`.
+
+    The file is as large as the layers it changes (about 190 MB in fp16 for all attention layers of
+    Stable Diffusion 1.5), and right for this base only.
+    """
+    return {
+        f"{kohya_name(update.component, update.module)}.diff": update.merged_difference(
+            weight_of(update.component, update.module)
+        ).to(dtype)
+        for update in updates
+    }

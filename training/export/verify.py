@@ -1,0 +1,161 @@
+"""Re-reads an exported file as other programs do, and compares the UNet's outputs.
+
+A file, the base and the trained adapter in, the largest error out, or `VerificationError`. Reads
+by diffusers' own loader, and by a plain numpy merge that knows kohya's names only. The caller's
+base is copied, never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from training.adapters import detach, load_adapter
+from training.families import Base
+from training.recipe import Network
+
+# Largest error of any output element, as a share of the adapter's largest effect. fp16 rounding of
+# the weights (2^-11 each) stays below a tenth of it on the tested bases; a lost alpha, magnitude or
+# module gives ten to hundred times as much.
+EFFECT_TOLERANCE = 0.01
+# Float noise of an fp32 UNet, as a share of its largest output: for adapters with hardly an effect.
+NOISE_TOLERANCE = 1e-5
+SEED = 0
+INPUTS = 2
+# UNets take any size that their three halvings divide; small latents make the check cheap.
+MAX_LATENT_SIDE = 16
+_KOHYA_UNET = "lora_unet_"
+
+
+class VerificationError(RuntimeError):
+    """The file does not give what was trained; it must not be used."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How the re-read file compares with the trained adapter on random inputs."""
+
+    modules: int  # layers that the file changes
+    max_error: float  # largest difference of an output element
+    effect: float  # largest change of an output element by the adapter
+
+
+def verify(
+    path: Path, base: Base, state: Mapping[str, Tensor], network: Network, form: str
+) -> Verification:
+    """Compare the file at `path` with the adapter `state`.
+
+    `form` is "lora" (kohya), "diff" (kohya) or "peft". Raises VerificationError when a loader
+    leaves a layer out or outputs differ beyond tolerance.
+    """
+    bare = _copy(base)
+    trained = _copy(base)
+    load_adapter(trained, dict(state), network)
+    inputs = _inputs(bare)
+    plain, wanted = _outputs(bare, inputs), _outputs(trained, inputs)
+    effect = float((wanted - plain).abs().max())
+    limit = EFFECT_TOLERANCE * effect + NOISE_TOLERANCE * float(plain.abs().max())
+    expected = {key.split(".lora_")[0].removeprefix("unet.") for key in state}
+    readers = {"lora": (_diffusers, _numpy_merge), "diff": (_numpy_merge,), "peft": (_diffusers,)}
+    errors = []
+    for read in readers[form]:
+        reloaded = _copy(base)
+        changed = read(path, reloaded)
+        if changed != expected:
+            raise VerificationError(
+                f"{path.name}: {len(expected - changed)} layers are not loaded and "
+                f"{len(changed - expected)} are foreign, e.g. {sorted(expected ^ changed)[0]}"
+            )
+        error = float((_outputs(reloaded, inputs) - wanted).abs().max())
+        if not error <= limit:  # also when it is NaN
+            raise VerificationError(
+                f"{path.name}: outputs differ by {error:.3g} after a reload by "
+                f"{read.__name__.strip('_')}; {limit:.3g} is allowed (the adapter's effect is "
+                f"{effect:.3g})"
+            )
+        errors.append(error)
+    return Verification(len(expected), max(errors), effect)
+
+
+def _copy(base: Base) -> Base:
+    """A base of its own UNet, fp32, without adapter; all else is shared."""
+    twin = copy.copy(base)
+    twin.unet = copy.deepcopy(base.unet)
+    detach(twin)
+    twin.unet = twin.unet.float().eval()
+    twin.dtype = torch.float32
+    return twin
+
+
+def _inputs(base: Base) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(SEED)
+    side = min(MAX_LATENT_SIDE, int(base.unet.config.sample_size))
+    latents = torch.randn(INPUTS, base.latent_channels, side, side, generator=generator)
+    tokens, width = base.tokenizer.model_max_length, base.unet.config.cross_attention_dim
+    text = torch.randn(INPUTS, tokens, width, generator=generator)
+    last = int(base.scheduler.config.num_train_timesteps) - 1
+    timesteps = torch.linspace(last // 5, last, INPUTS).long()
+    return latents.to(base.device), timesteps.to(base.device), text.to(base.device)
+
+
+@torch.no_grad()
+def _outputs(base: Base, inputs: Sequence[Tensor]) -> Tensor:
+    return base.predict(*inputs).cpu()  # (INPUTS, C, h, w)
+
+
+def _diffusers(path: Path, base: Base) -> set[str]:
+    """Load with `StableDiffusionPipeline`'s loader; returns the layers that now have an adapter."""
+    from diffusers import StableDiffusionPipeline
+    from peft.tuners.lora import LoraLayer
+
+    try:
+        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            str(path), local_files_only=True, return_lora_metadata=True
+        )
+        StableDiffusionPipeline.load_lora_into_unet(
+            state, network_alphas=alphas, unet=base.unet, metadata=metadata
+        )
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise VerificationError(f"{path.name}: diffusers cannot load it ({error})") from error
+    base.unet.float()
+    return {name for name, module in base.unet.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _numpy_merge(path: Path, base: Base) -> set[str]:
+    """Add every kohya entry to the weight of its name; returns the layers that were changed."""
+    layers = {
+        _KOHYA_UNET + name.replace(".", "_"): (name, module)
+        for name, module in base.unet.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    entries: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in load_file(path).items():
+        name, _, part = key.partition(".")
+        entries.setdefault(name, {})[part] = array.astype(np.float32)
+    changed = set()
+    for name, parts in entries.items():
+        if name not in layers:
+            raise VerificationError(f"{path.name}: {name} names no layer of the base")
+        module_name, module = layers[name]
+        difference = torch.from_numpy(_difference(path, name, parts))
+        with torch.no_grad():
+            module.weight += difference.to(module.weight.device)
+        changed.add(module_name)
+    return changed
+
+
+def _difference(path: Path, name: str, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What kohya's entry of one layer adds to its weight.  # (out, in)"""
+    if parts.keys() == {"diff"}:
+        return parts["diff"]
+    if parts.keys() == {"lora_down.weight", "lora_up.weight", "alpha"}:
+        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
+        return float(parts["alpha"]) / len(down) * (up @ down)
+    raise VerificationError(f"{path.name}: {name} has the parts {sorted(parts)}")

@@ -1,0 +1,72 @@
+"""The workers of one group: how rank 0's word reaches the others, and who died where.
+
+Small coordination for `training.worker`; nothing here knows models or recipes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from captioning import write_atomic
+
+# The other workers wait this long while rank 0 encodes or scores; that rank 0 died is noticed by
+# Ray, not by this limit.
+LONGEST_WAIT = timedelta(days=1)
+
+T = TypeVar("T")
+
+
+class Group:
+    """This worker's place among the workers, and what they say to each other."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        """With more than one worker the default process group must be there already."""
+        self.rank = rank
+        self.world_size = world_size
+        # A process group of its own: its waits are long, while a lost gradient must show soon.
+        self._waiting_room = (
+            dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if world_size > 1 else None
+        )
+
+    def rank_0_says(self, say: Callable[[], T]) -> T:
+        """`say()` computed on rank 0 and given to every rank; the others wait for it."""
+        if self.world_size == 1:
+            return say()
+        box: list[Any] = [say() if self.rank == 0 else None]
+        dist.broadcast_object_list(box, src=0, group=self._waiting_room)
+        return box[0]
+
+    def wait_for_all(self) -> None:
+        """Return once every rank is here."""
+        if self.world_size > 1:
+            dist.barrier(group=self._waiting_room)
+
+
+class Ledger:
+    """Counts, across restarts of the worker group, in which phase a worker died.
+
+    A trial whose recipe kills its worker (too little memory, most often) would otherwise take all
+    the others with it. Rank 0 keeps it; the file belongs to one run of the group.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._deaths: dict[str, int] = {}
+        if path.exists():
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            self._deaths = saved["deaths"]
+            self._deaths[saved["phase"]] = self.deaths(saved["phase"]) + 1
+
+    def enter(self, phase: str) -> None:
+        """From here on a death counts for `phase`: the setup, or a trial's id."""
+        content = {"phase": phase, "deaths": self._deaths}
+        write_atomic(self._path, json.dumps(content).encode())
+
+    def deaths(self, phase: str) -> int:
+        return self._deaths.get(phase, 0)

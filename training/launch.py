@@ -1,0 +1,241 @@
+"""Runs the trials of a sweep on Ray Train: one worker group for all of them.
+
+A `SweepJob` in; the trials' folders are filled and the caller sees every event. Never decides
+which trials to run and never reads their results.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioning import UserError
+from training.group import Group, Ledger
+from training.mailbox import Event, Mailbox, Post
+from training.worker import FAILED_FILE, SetupError, SweepJob, Worker
+
+# Of one exchange of gradients: a lost peer must not block the others for long, but a step on a
+# busy machine may take its time. A dead process is noticed at once, by its closed connection.
+PROCESS_GROUP_TIMEOUT_S = 120
+POLL_INTERVAL_S = 0.1
+# After a stop request a worker ends at its next step; scoring a checkpoint may take this long.
+STOP_TIMEOUT_S = 30.0
+# A group that got no CPU or GPU for this long is said to wait, since Ray waits silently.
+WAITING_NOTICE_S = 60.0
+LEDGER_FILE = "deaths.json"
+
+
+def run_trials(
+    job: SweepJob,
+    on_event: Callable[[Event], None],
+    workers: int = 1,
+    cpus_per_worker: int = 1,
+    use_gpu: bool = False,
+    *,
+    storage: Path,
+    max_failures: int = 2,
+) -> None:
+    """Train and score all trials of `job`, one after the other, and return when all are done.
+
+    Ray must be running. `on_event` is called in this thread with dicts of these kinds:
+    `encode` (done, total), `base` (state), `trial` (trial, step it goes on from, steps), `step`
+    (see `train`), `checkpoint` (trial, step, path), `score` (trial, step, score), `failed`
+    (trial, error), `finished` (trial, step), `stopped`, `waiting` (found).
+
+    A worker that dies is started again, and goes on from the checkpoints, at most `max_failures`
+    times per trial; then that trial is marked failed, like one that raises: `failed.json` in its
+    folder says why, and the others go on. A failed trial is tried again by the next call.
+    KeyboardInterrupt, and whatever `on_event` raises, stops the workers and is raised again; all
+    up to the last checkpoint is kept. Raises UserError when nothing can be started (no such base,
+    a damaged dataset) or when the workers keep dying.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise UserError("training", "Ray is not running", "start it first: ray.init(), or the CLI")
+    job = _with_absolute_paths(job)
+    for spec in job.trials:
+        (spec.trial_dir / FAILED_FILE).unlink(missing_ok=True)
+    run_dir = storage.resolve() / f"train-{uuid.uuid4().hex[:12]}"  # Ray reads an old run's files
+    run_dir.mkdir(parents=True)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    size = _Size(workers, cpus_per_worker, use_gpu)
+    fit = _Fit(job, mailbox, run_dir, size, max_failures)
+    fit.start()
+    try:
+        _forward_events(mailbox, fit, on_event, size)
+    except BaseException:
+        mailbox.stop.remote()
+        fit.join(STOP_TIMEOUT_S)
+        raise
+    finally:
+        ray.kill(mailbox)
+        if not fit.is_alive():
+            shutil.rmtree(run_dir)
+    fit.raise_if_failed()
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of the worker group."""
+
+    workers: int
+    cpus_per_worker: int
+    use_gpu: bool
+
+
+class _Fit(threading.Thread):
+    """`TorchTrainer.fit()` beside the main thread, which stays free for events and Ctrl-C.
+
+    In the main thread Ray would install its own SIGINT handler, which ends the process with
+    exit status 0.
+    """
+
+    def __init__(
+        self,
+        job: SweepJob,
+        mailbox: Any,
+        run_dir: Path,
+        size: _Size,
+        max_failures: int,
+    ) -> None:
+        super().__init__(name="ray-train-fit", daemon=True)
+        # Must be set before Ray Train is imported: neither serves a run of minutes.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        self._run_dir = run_dir
+        self._outcome: SetupError | None = None
+        self._error: Exception | None = None
+        self._trainer = TorchTrainer(
+            run_worker,
+            train_loop_config={
+                "job": job,
+                "mailbox": mailbox,
+                "ledger": str(run_dir / LEDGER_FILE),
+                "threads": size.cpus_per_worker,
+                "max_deaths": max(1, max_failures),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=size.workers,
+                use_gpu=size.use_gpu,
+                resources_per_worker={"CPU": size.cpus_per_worker, "GPU": int(size.use_gpu)},
+            ),
+            run_config=RunConfig(
+                name=run_dir.name,
+                storage_path=str(run_dir.parent),
+                # The ledger ends a trial, or the setup, after max_failures deaths of its own.
+                failure_config=FailureConfig(max_failures=max_failures * (len(job.trials) + 1)),
+            ),
+            torch_config=TorchConfig(
+                backend="nccl" if size.use_gpu else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
+            ),
+        )
+
+    def run(self) -> None:
+        try:
+            self._outcome = self._trainer.fit().return_value
+        except Exception as error:
+            self._error = error  # raised again in the caller's thread
+
+    def raise_if_failed(self) -> None:
+        """Raise what kept the trials from starting, or what killed the workers."""
+        if self._error is not None:
+            raise UserError(
+                "training workers",
+                f"they failed for good ({_first_line(self._error)})",
+                f"see Ray's logs of this run, {self._run_dir.name}; out of memory is the usual "
+                "cause: lower batch_size, resolution or the number of workers",
+            ) from self._error
+        if self._outcome is None:
+            return
+        if self._outcome.fix is None:
+            raise RuntimeError(f"{self._outcome.where} failed:\n{self._outcome.found}")
+        raise UserError(self._outcome.where, self._outcome.found, self._outcome.fix)
+
+
+def run_worker(config: dict[str, Any]) -> SetupError | None:
+    """Ray Train calls this in every worker of the group, and again after a restart."""
+    import ray.train
+    import ray.train.torch
+
+    torch.set_num_threads(config["threads"])
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    post = Post(config["mailbox"])
+    worker = Worker(
+        config["job"],
+        Group(rank, context.get_world_size()),
+        ray.train.torch.get_device(),
+        on_event=post,
+        # One voice is enough, since a stop of one worker is a stop of all.
+        stopped=post.stopped if rank == 0 else lambda: False,
+        ledger=Ledger(Path(config["ledger"])) if rank == 0 else None,
+        max_deaths=config["max_deaths"],
+    )
+    try:
+        return worker.run()
+    finally:
+        post.flush()
+
+
+def _forward_events(
+    mailbox: Any,
+    fit: _Fit,
+    on_event: Callable[[Event], None],
+    size: _Size,
+) -> None:
+    """Hand events to the caller until the workers are done and nothing is left to hand over."""
+    import ray
+
+    heard = False
+    started = time.monotonic()
+    while True:
+        finished = not fit.is_alive()
+        events = ray.get(mailbox.take.remote())
+        for event in events:
+            on_event(event)
+        heard = heard or bool(events)
+        if finished and not events:
+            return
+        if not heard and time.monotonic() - started > WAITING_NOTICE_S:
+            heard = True
+            free = ray.available_resources()
+            gpu = " and a GPU each" if size.use_gpu else ""
+            found = (
+                f"waiting for {size.workers} × {size.cpus_per_worker} CPU{gpu}; free: "
+                f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+            )
+            on_event({"kind": "waiting", "found": found})
+        if not events:
+            time.sleep(POLL_INTERVAL_S)
+
+
+def _with_absolute_paths(job: SweepJob) -> SweepJob:
+    """Workers run in folders of their own, so relative paths would lead elsewhere there."""
+    base = Path(job.base).expanduser()
+    return replace(
+        job,
+        base=str(base.resolve()) if base.exists() else job.base,
+        dataset_path=str(Path(job.dataset_path).resolve()),
+        latents_dir=str(Path(job.latents_dir).resolve()),
+        score_dir=str(Path(job.score_dir).resolve()),
+        trials=tuple(replace(t, trial_dir=Path(t.trial_dir).resolve()) for t in job.trials),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,157 @@
+"""The recipe: every decision of one training run, as a strict config, and the trial's id.
+
+A mapping (from YAML) in, a frozen `Recipe` out. Nothing here knows a model or a device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from captioning import DatasetVersion
+
+# Length of a trial's id: 48 bits, so among a million trials a clash has odds of one in 500.
+TRIAL_ID_HEX_DIGITS = 12
+
+
+class _Strict(BaseModel):
+    """Unknown keys and non-finite numbers are errors; a value never changes once it is parsed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Network(_Strict):
+    """Which adapter is put on the UNet."""
+
+    method: Literal["lora", "dora"] = Field(
+        "lora",
+        description="lora: low-rank updates (Hu et al. 2021). dora: the same plus a trained "
+        "magnitude for every output row (Liu et al. 2024).",
+    )
+    rank: int = Field(16, ge=1, le=256, strict=True, description="Rank r of every update B·A.")
+    alpha: float | None = Field(
+        None, gt=0, description="The update is scaled by alpha/rank. None: alpha = rank."
+    )
+    targets: Literal["attention", "attention+ff"] = Field(
+        "attention",
+        description="attention: q, k, v and output projections of all attention layers. "
+        "attention+ff: also both linear layers of the feed-forward blocks.",
+    )
+
+    @property
+    def effective_alpha(self) -> float:
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+class Optimizer(_Strict):
+    """AdamW (Loshchilov & Hutter 2019); the defaults are those of diffusers' LoRA scripts."""
+
+    type: Literal["adamw"] = Field("adamw", description="The only optimiser so far.")
+    lr: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="Decay of the running mean and of the running square."
+    )
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> Optimizer:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)} must both be in 0..1 (1 excluded)")
+        return self
+
+
+class Schedule(_Strict):
+    """The learning rate over the steps."""
+
+    type: Literal["constant", "wsd", "cosine"] = Field(
+        "constant",
+        description="constant: every step count on the way is a fair candidate. wsd: constant, "
+        "then a 1 - sqrt cooldown. cosine: half a cosine to zero.",
+    )
+    warmup_steps: int = Field(0, ge=0, strict=True, description="Linear warm-up, in steps.")
+    decay_share: float = Field(
+        0.2, gt=0, le=1, description="wsd: the share of all steps that the cooldown takes."
+    )
+
+
+class Recipe(_Strict):
+    """All that decides one training run; with a dataset version and a base it names a trial."""
+
+    network: Network = Field(default_factory=Network, description="The adapter.")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="The optimiser.")
+    schedule: Schedule = Field(default_factory=Schedule, description="The learning rate.")
+    steps: int = Field(800, ge=1, le=1_000_000, strict=True, description="Optimiser steps.")
+    checkpoint_every: int = Field(
+        200,
+        ge=1,
+        strict=True,
+        description="Steps between checkpoints; each is scored. The last step always is one.",
+    )
+    batch_size: int = Field(
+        4, ge=1, le=1024, strict=True, description="Samples per micro-batch and worker."
+    )
+    accumulation: int = Field(
+        1, ge=1, le=1024, strict=True, description="Micro-batches per optimiser step."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Of the forward and backward pass; adapter weights and optimiser stay fp32. "
+        "auto: fp16 on CUDA, fp32 on CPU.",
+    )
+    resolution: int | None = Field(
+        None,
+        ge=8,
+        le=4096,
+        strict=True,
+        description="Side of the square training crop in pixels. None: the base's own size.",
+    )
+    min_snr_gamma: float | None = Field(
+        5.0,
+        gt=0,
+        description="Min-SNR loss weighting (Hang et al. 2023, whose best gamma is 5). "
+        "None: every timestep weighs the same.",
+    )
+    caption_dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of samples trained with the empty caption, for classifier-free "
+        "guidance (Ho & Salimans 2022 use 0.1 to 0.2).",
+    )
+    flip: bool = Field(False, description="Also train on the mirrored pictures.")
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="Largest norm of the whole gradient. None: no clipping."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, strict=True, description="Of the initial weights and of every draw."
+    )
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Recipe:
+        if self.schedule.warmup_steps > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is more than steps "
+                f"{self.steps}"
+            )
+        return self
+
+    def canonical(self) -> str:
+        """One line of sorted JSON; recipes that train the same way give the same text."""
+        data = self.model_dump(mode="json")
+        data["network"]["alpha"] = self.network.effective_alpha
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """The steps with a checkpoint: multiples of `checkpoint_every`, and the last step."""
+        return (*range(self.checkpoint_every, self.steps, self.checkpoint_every), self.steps)
+
+
+def trial_id(dataset: DatasetVersion, base_hash: str, recipe: Recipe) -> str:
+    """`t` and 12 hex digits; the same dataset version, base and recipe always give the same id."""
+    content = [dataset.name, dataset.manifest_sha256, base_hash, recipe.canonical()]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return "t" + digest[:TRIAL_ID_HEX_DIGITS]

@@ -1,0 +1,308 @@
+"""What one Ray Train worker does with a sweep: encode once, then train and score trial by trial.
+
+A `SweepJob` in; checkpoints, scores and `failed.json` files in the trials' folders out, events to
+the driver. Every step finds out from the disk what is done already, so a worker that was killed
+and started again just goes on. One trial's failure never ends the others.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioning import DatasetVersion, UserError, load_dataset, write_atomic
+from training.adapters import detach, load_adapter
+from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
+from training.families import Base, load_base
+from training.group import Group, Ledger
+from training.latents import LatentCache, encode_dataset
+from training.loop import AUTOCAST_DTYPES, resolve_precision, train
+from training.mailbox import Event
+from training.prompts import ScoringConfig
+from training.recipe import Recipe
+
+FAILED_FILE = "failed.json"
+SETUP = "setup"
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial to train: its id, its recipe and its folder."""
+
+    trial: str
+    recipe: Recipe
+    trial_dir: Path
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """All that a worker group needs to know; plain values that travel between machines."""
+
+    base: str  # path or hub id
+    dataset_path: str
+    latents_dir: str
+    trials: tuple[TrialSpec, ...]
+    scoring: ScoringConfig | None  # None: train only
+    score_dir: str  # the bare base's images and scores, shared by the trials
+
+
+@dataclass(frozen=True)
+class SetupError:
+    """Why no trial could be started; `fix` is None when it is not the person's to fix."""
+
+    where: str
+    found: str
+    fix: str | None
+
+
+class Worker:
+    """One member of the group, with the base and the encoded dataset in memory."""
+
+    def __init__(
+        self,
+        job: SweepJob,
+        group: Group,
+        device: torch.device,
+        on_event: Callable[[Event], None],
+        stopped: Callable[[], bool],
+        ledger: Ledger | None,
+        max_deaths: int,
+    ) -> None:
+        """`on_event` and `ledger` are used on rank 0 only; `stopped` must be cheap to ask."""
+        self.job = job
+        self.group = group
+        self.device = device
+        self.on_event = on_event
+        self.stopped = stopped
+        self.ledger = ledger
+        self.max_deaths = max_deaths
+        self._base: Base | None = None
+        self._dataset: DatasetVersion | None = None
+        self._embedder: Any = None
+        self._base_scores: Any = None
+
+    def run(self) -> SetupError | None:
+        """Train and score every trial that is not done; returns what kept all from starting."""
+        problem = self.group.rank_0_says(self._prepare)
+        if problem is not None:
+            return problem
+        for spec in self.job.trials:
+            if self.group.rank_0_says(lambda spec=spec: self._is_lost(spec)):  # type: ignore[misc]
+                continue
+            if not self._run_trial(spec):
+                self._send({"kind": "stopped", "trial": spec.trial})
+                return None
+        return None
+
+    def _prepare(self) -> SetupError | None:
+        """Rank 0, once: encode the dataset for every recipe and score the bare base."""
+        self._enter(SETUP)
+        if self._died_too_often(SETUP):
+            return SetupError(
+                "training worker",
+                f"it died {self.max_deaths} times while it loaded the base and encoded the "
+                "dataset (out of memory, most often)",
+                "free memory, use a smaller base, or fewer workers on one machine",
+            )
+        try:
+            for spec in self.job.trials:
+                self._cache_for(spec.recipe)
+            self._score_bare_base()
+        except UserError as error:
+            return SetupError(error.where, error.found, error.fix)
+        except Exception:
+            # Told to the driver with its traceback; a restart would only meet it again.
+            return SetupError("training worker", traceback.format_exc(), None)
+        return None
+
+    def _is_lost(self, spec: TrialSpec) -> bool:
+        """Rank 0: whether the trial has failed, in this run, or killed its worker too often."""
+        if (spec.trial_dir / FAILED_FILE).exists():
+            return True
+        if self._died_too_often(spec.trial):
+            found = f"its worker died {self.max_deaths} times (out of memory, most often)"
+            fix = "lower batch_size or resolution, and raise accumulation instead"
+            self._mark_failed(spec, UserError(f"trial {spec.trial}", found, fix), "")
+            return True
+        self._enter(spec.trial)
+        return False
+
+    def _run_trial(self, spec: TrialSpec) -> bool:
+        """Train and score one trial; False when the driver asked to stop."""
+        # With several workers only errors that all of them meet may be caught by all of them.
+        survivable = Exception if self.group.world_size == 1 else UserError
+        cache = self._cache_for(spec.recipe)
+        base = self._base_for(spec.recipe)
+        base.offload_encoders()
+        # Before the first gradient is exchanged, since loading may take one worker much longer.
+        self.group.wait_for_all()
+        try:
+            self._send(
+                {
+                    "kind": "trial",
+                    "trial": spec.trial,
+                    "step": max([c.step for c in list_checkpoints(spec.trial_dir)], default=0),
+                    "steps": spec.recipe.steps,
+                }
+            )
+            last_step = train(
+                base,
+                cache,
+                spec.recipe,
+                spec.trial_dir,
+                rank=self.group.rank,
+                world_size=self.group.world_size,
+                on_event=self.on_event,
+                on_checkpoint=lambda step, path: self._after_checkpoint(spec, step, path),
+                stop=self.stopped,
+            )
+            if last_step < spec.recipe.steps or not self._score_the_rest(spec):
+                return False
+            self._send({"kind": "finished", "trial": spec.trial, "step": last_step})
+        except survivable as error:
+            if self.group.rank == 0:
+                self._mark_failed(spec, error, traceback.format_exc())
+        return True
+
+    def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
+        self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
+        self._raise_together(lambda: self._score(spec, Checkpoint(step, path)))
+
+    def _score_the_rest(self, spec: TrialSpec) -> bool:
+        """Score checkpoints that a killed worker left unscored; False when asked to stop."""
+        if self.job.scoring is None:
+            return not self.group.rank_0_says(self.stopped)
+        base = self._base_for(spec.recipe)
+
+        def score() -> None:
+            from training.scoring import existing_score
+
+            try:
+                for checkpoint in list_checkpoints(spec.trial_dir):
+                    if existing_score(checkpoint.path, self._base_scores) is not None:
+                        continue
+                    if self.stopped():
+                        break
+                    load_adapter(
+                        base, load_checkpoint(checkpoint.path).adapter, spec.recipe.network
+                    )
+                    self._score(spec, checkpoint)
+            finally:
+                detach(base)
+
+        self._raise_together(score)
+        return not self.group.rank_0_says(self.stopped)
+
+    def _score(self, spec: TrialSpec, checkpoint: Checkpoint) -> None:
+        """Rank 0: score the adapter that is on the base now as `checkpoint`."""
+        if self.job.scoring is None:
+            return
+        from training.scoring import score_checkpoint
+
+        base = self._base_for(spec.recipe)
+        base.restore_encoders()
+        score = score_checkpoint(
+            base,
+            self._load_dataset(),
+            self.job.scoring,
+            self._embedder,
+            self._base_scores,
+            checkpoint.path,
+        )
+        base.offload_encoders()
+        self._send(
+            {
+                "kind": "score",
+                "trial": spec.trial,
+                "step": checkpoint.step,
+                "score": score.model_dump(mode="json"),
+            }
+        )
+
+    def _score_bare_base(self) -> None:
+        if self.job.scoring is None:
+            return
+        from captioning import STARTER_CLIP, Embedder
+        from training.scoring import score_base
+
+        self._send({"kind": "base", "state": "scoring"})
+        self._embedder = Embedder(self.job.scoring.embedder or STARTER_CLIP)
+        self._base_scores = score_base(
+            self._base_for(self.job.trials[0].recipe),
+            self._load_dataset(),
+            self.job.scoring,
+            self._embedder,
+            Path(self.job.score_dir),
+        )
+        self._send({"kind": "base", "state": "scored"})
+
+    def _raise_together(self, act: Callable[[], None]) -> None:
+        """Let rank 0 act; if that fails, every rank raises, so that none waits for another."""
+        if self.group.world_size == 1:
+            return act()
+
+        def attempt() -> tuple[str, str, str] | None:
+            try:
+                act()
+            except UserError as error:
+                return error.where, error.found, error.fix
+            except Exception as error:
+                return "scoring", f"{type(error).__name__}: {error}", traceback.format_exc()
+            return None
+
+        failure = self.group.rank_0_says(attempt)
+        if failure is not None:
+            raise UserError(*failure)
+
+    def _base_for(self, recipe: Recipe) -> Base:
+        """The base in the recipe's precision; one is in memory at a time."""
+        dtype = torch.float32
+        if self.device.type == "cuda":
+            dtype = AUTOCAST_DTYPES.get(resolve_precision(recipe, self.device), dtype)
+        if self._base is None or self._base.dtype != dtype:
+            self._base = None
+            self._base = load_base(self.job.base, self.device, dtype)
+        return self._base
+
+    def _cache_for(self, recipe: Recipe) -> LatentCache:
+        base = self._base_for(recipe)
+        base.restore_encoders()
+        return encode_dataset(
+            self._load_dataset(),
+            base,
+            recipe.resolution,
+            recipe.flip,
+            Path(self.job.latents_dir),
+            lambda done, total: self._send({"kind": "encode", "done": done, "total": total}),
+        )
+
+    def _load_dataset(self) -> DatasetVersion:
+        if self._dataset is None:
+            self._dataset = load_dataset(Path(self.job.dataset_path))
+        return self._dataset
+
+    def _mark_failed(self, spec: TrialSpec, error: BaseException, trace: str) -> None:
+        content = {
+            "trial": spec.trial,
+            "error": str(error) or type(error).__name__,
+            "traceback": trace,
+        }
+        write_atomic(spec.trial_dir / FAILED_FILE, json.dumps(content, indent=1).encode())
+        self._send({"kind": "failed", "trial": spec.trial, "error": content["error"]})
+
+    def _send(self, event: Event) -> None:
+        if self.group.rank == 0:
+            self.on_event(event)
+
+    def _enter(self, phase: str) -> None:
+        if self.ledger is not None:
+            self.ledger.enter(phase)
+
+    def _died_too_often(self, phase: str) -> bool:
+        return self.ledger is not None and self.ledger.deaths(phase) >= self.max_deaths
