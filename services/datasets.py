@@ -1,0 +1,98 @@
+"""The dataset commands: pictures taken in, captioned through Ray Serve, frozen into a version.
+
+Thin: the captioning room does the work, this file shows it to a person.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from captioning import (
+    STARTER_CAPTIONER,
+    STARTER_TAGGER,
+    DatasetVersion,
+    IntakeReport,
+    add_character,
+    caption_all,
+    freeze,
+    list_dataset_versions,
+    load_captions,
+    load_character,
+    load_images,
+    load_skipped,
+    make_character,
+    observe,
+    serve_observers,
+    take_in,
+)
+from services.progress import Display
+from services.settings import Home
+
+
+def add_pictures(
+    home: Home, name: str, folder: Path, trigger: str, class_word: str, console: Console
+) -> IntakeReport:
+    """Make or find the character `name` and take in the pictures of `folder`."""
+    character = make_character(name, trigger, class_word)
+    with Display(console) as display, display.step(f"{name}: pictures taken in") as step:
+        report = take_in(folder, home.store, character, step.advance_to)
+    add_character(home.store, character)
+    twice = f", {report.duplicates} exact duplicates merged" if report.duplicates else ""
+    console.print(f"  {len(report.images)} pictures{twice}, {len(report.skipped)} skipped")
+    for skipped in report.skipped:
+        console.print(f"  [yellow]skipped[/] {skipped.source}: {skipped.reason}", markup=True)
+    return report
+
+
+def caption_pictures(home: Home, names: list[str], console: Console) -> None:
+    """Observe and caption the pictures of the characters `names`; Ray must be running."""
+    store = home.store
+    pictures = {name: load_images(store, name) for name in names}
+    characters = {name: load_character(store, name) for name in names}
+    tagger = home.settings.tagger or STARTER_TAGGER
+    captioner = home.settings.captioner or STARTER_CAPTIONER
+    with Display(console) as display, ExitStack() as serving:
+        with display.step("captioning models started on Ray Serve"):
+            client = serving.enter_context(serve_observers(tagger, captioner))
+        for name in names:
+            with display.step(f"{name}: pictures observed") as step:
+                observe(pictures[name], store, client, step.advance_to)
+    for name in names:
+        captions = caption_all(store, characters[name])
+        console.print(f"  {name}: {len(captions)} captions, trigger first")
+
+
+def freeze_dataset(home: Home, name: str, holdout: float, console: Console) -> DatasetVersion:
+    """Freeze the captioned pictures of the character `name`."""
+    character = load_character(home.store, name)
+    dataset = freeze(home.store, character, holdout)
+    console.print(
+        f"[green]✓[/] {name}: dataset {dataset.name}, {len(dataset.train)} pictures to train on, "
+        f"{len(dataset.holdout)} held out"
+    )
+    return dataset
+
+
+def show_dataset(home: Home, name: str, console: Console) -> None:
+    """Print the character's pictures with captions, what was skipped, and the versions."""
+    store = home.store
+    character = load_character(store, name)
+    captions = load_captions(store, name)
+    console.print(
+        f"[bold]{name}[/]: trigger [bold]{character.trigger}[/], class {character.class_word}"
+    )
+    table = Table("picture", "size", "caption")
+    for image in load_images(store, name):
+        caption = captions.get(image.sha256, "[dim]not captioned yet[/]")
+        table.add_row(image.source, f"{image.width}×{image.height}", caption)
+    console.print(table)
+    for skipped in load_skipped(store, name):
+        console.print(f"[yellow]skipped[/] {skipped.source}: {skipped.reason}")
+    for version in list_dataset_versions(store, name):
+        console.print(
+            f"version {version.name}: {len(version.train)} train, {len(version.holdout)} holdout"
+        )

@@ -1,0 +1,74 @@
+"""`lorafarm demo`: the main job, start to finish, on the example characters.
+
+Every part is what the commands for a person's own characters use; only the pictures, the names
+and the sweep are given. Run again with the same folder, it goes on from what is done.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from rich.console import Console
+
+from captioning import load_config
+from services.datasets import add_pictures, caption_pictures, freeze_dataset
+from services.engine import running_ray
+from services.leaderboard import print_leaderboard
+from services.report.page import duration
+from services.settings import Home, open_home
+from services.sweep import SweepConfig
+from services.sweep_report import character_report, write_report
+from services.sweep_run import Finished, prepare_sweep, run_sweep
+
+# Name and trigger of the example characters; a folder of pictures bears each name.
+CHARACTERS = {"aya": "ayachar", "bruno": "brunochar"}
+CLASS_WORD = "person"
+HOLDOUT = 0.25
+REPORT_FILE = "report.html"
+
+
+def run_demo(out: Path, console: Console) -> None:
+    """Do the whole job below `out` and print where everything is."""
+    started = time.monotonic()
+    out = out.resolve()
+    home = open_home(out / "home")
+    out.mkdir(parents=True, exist_ok=True)
+    with as_file(files("services.demo")) as package:
+        for name, trigger in CHARACTERS.items():
+            add_pictures(home, name, package / "pictures" / name, trigger, CLASS_WORD, console)
+        config = load_config(SweepConfig, package / "sweep.yaml")
+        with running_ray(home):
+            caption_pictures(home, list(CHARACTERS), console)
+            finished = [_sweep(home, name, config, console) for name in CHARACTERS]
+        for sweep in finished:
+            _promote_and_show(home, sweep, out, console)
+        report = write_report(home, list(CHARACTERS), out / REPORT_FILE, time.monotonic() - started)
+    console.print(f"\n[bold]report:[/] {report}", soft_wrap=True)
+    console.print(f"look around: LORAFARM_HOME={home.path} lorafarm status", soft_wrap=True)
+    console.print(f"total time: {duration(time.monotonic() - started)}")
+
+
+def _sweep(home: Home, name: str, config: SweepConfig, console: Console) -> Finished:
+    dataset = freeze_dataset(home, name, HOLDOUT, console)
+    return run_sweep(home, prepare_sweep(home, dataset, config, "sweep.yaml", console), console)
+
+
+def _promote_and_show(home: Home, sweep: Finished, out: Path, console: Console) -> None:
+    """Move `production`, keep the contact sheet in the run, print the result."""
+    from services.report import character_sheet
+
+    name = sweep.record.character
+    sweep.registry.set_alias(sweep.registered.name, sweep.registered.version, "production")
+    sheet = character_sheet(character_report(home, name))
+    sweep.registry.record.log_picture(sweep.winner_run, "contact-sheet", sheet)
+    console.print(f"\n[bold]{name}[/]")
+    print_leaderboard(sweep.winner, console)
+    console.print(f"registered: {sweep.registered.reference} @candidate @production")
+    for report in sweep.registered.exports:
+        console.print(
+            f"exported ({report.format}): {report.path}  largest error after reload "
+            f"{report.max_error:.1e}",
+            soft_wrap=True,
+        )

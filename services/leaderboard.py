@@ -1,0 +1,72 @@
+"""The leaderboard: every scored checkpoint of a sweep, the winner first, with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from services.settings import Home
+from services.sweep import plan_sweep
+from services.sweep_files import candidates, dataset_of, newest_sweep
+from training import Interval, Winner, choose_winner
+
+
+def leaderboard_command(home: Home, character: str, report: Path | None, console: Console) -> None:
+    """`lorafarm leaderboard`: the newest sweep as it stands on disk, finished or not."""
+    from captioning import UserError, load_character
+
+    load_character(home.store, character)
+    record = newest_sweep(home.store, character)
+    dataset = dataset_of(home.store, record)
+    plan = plan_sweep(record.config, dataset, record.base_hash, record.sweep)
+    scored = candidates(home.store, record, plan.trials)
+    if not scored:
+        raise UserError(
+            f"sweep {record.sweep}",
+            "no scored checkpoint yet",
+            f"run `lorafarm sweep {character}` again; it goes on from what is done",
+        )
+    winner = choose_winner(scored, record.config.scoring.limits)
+    print_leaderboard(winner, console)
+    if report is not None:
+        from services.sweep_report import write_report
+
+        write_report(home, [character], report, seconds=0)
+        console.print(f"report: {report}")
+
+
+def print_leaderboard(winner: Winner, console: Console) -> None:
+    """A table of all checkpoints, then the reason in a sentence."""
+    table = Table("", "network", "step")
+    table.add_column("identity", no_wrap=True)
+    for heading in ("fidelity", "drift", "leak", "memor.", "divers."):
+        table.add_column(heading)
+    for standing in winner.table:
+        candidate = standing.candidate
+        score = candidate.score
+        mark = "[green]★[/]" if standing.place == 1 else ("=" if standing.tied else "")
+        row = [
+            mark,
+            f"{candidate.method} r{candidate.rank}",
+            str(candidate.step),
+            _interval(score.identity),
+            f"{score.prompt_fidelity.value:.2f}",
+            f"{score.drift.value:.2f}",
+            f"{score.leak.value:.2f}",
+            f"{score.memorisation.value:.2f}",
+            f"{score.diversity.value:.2f}",
+        ]
+        table.add_row(*row, style="dim" if standing.failed_guards else "")
+    console.print(table)
+    console.print(winner.reason, markup=False)
+    base = winner.candidate.score.base_identity
+    console.print(
+        f"[dim]identity: 0 is the bare base {_interval(base)}, 1 the references among themselves; "
+        "= tied with the winner; dim rows fail a guard[/]"
+    )
+
+
+def _interval(interval: Interval) -> str:
+    return rf"{interval.value:.2f} \[{interval.low:.2f}, {interval.high:.2f}]"

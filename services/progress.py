@@ -1,0 +1,109 @@
+"""Progress for the person at the terminal: live bars there, one line per finished step in a log.
+
+Takes (done, total) calls from the rooms and sweep events; never decides anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+ProgressCallback = Callable[[int, int], None]
+
+# In a log without a terminal a long step says this often that it is alive.
+LOG_INTERVAL_S = 30.0
+
+
+class Display:
+    """One live area with a bar for each running step."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not self._live,
+        )
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def step(self, title: str, total: int | None = None) -> Iterator[Step]:
+        """A bar while the block runs, and a line with the time it took when it ends well."""
+        step = Step(self, title, total)
+        try:
+            yield step
+        finally:
+            self._progress.remove_task(step.task)
+        self.say(f"[green]✓[/] {title} [dim]{step.summary()}[/]")
+
+
+class Step:
+    """One long step: `advance_to` is what the rooms call with (done, total)."""
+
+    def __init__(self, display: Display, title: str, total: int | None) -> None:
+        self._display = display
+        self._title = title
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._done, self._total = 0, total
+        self._note = ""
+        self.task: TaskID = display._progress.add_task(title, total=total, note="")
+
+    def advance_to(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        self._display._progress.update(self.task, completed=done, total=total)
+        self._log_line()
+
+    def note(self, text: str) -> None:
+        """A few words beside the bar, such as the loss."""
+        self._note = text
+        self._display._progress.update(self.task, note=text)
+
+    def summary(self) -> str:
+        count = f"{self._done}/{self._total}, " if self._total else ""
+        return f"{count}{time.monotonic() - self._started:.1f} s"
+
+    def _log_line(self) -> None:
+        now = time.monotonic()
+        if self._display._live or now - self._last_line < LOG_INTERVAL_S:
+            return
+        self._last_line = now
+        note = f" ({self._note})" if self._note else ""
+        self._display.say(f"  … {self._title}: {self._done}/{self._total}{note}")

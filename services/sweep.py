@@ -1,0 +1,122 @@
+"""A sweep's config, and the trials that it asks for.
+
+A YAML file in, a list of trials with ids out. Pure: nothing is trained or stored here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from captioning import DatasetVersion, UserError, parse_config
+from training import Recipe, ScoringConfig, trial_id
+
+# A person who asks for more than this in one grid most likely mistyped it; a bigger search belongs
+# in several sweeps, whose trials are shared when they are equal.
+MAX_TRIALS = 256
+
+
+class SweepConfig(BaseModel):
+    """What `lorafarm sweep --config` reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str | None = Field(
+        None,
+        description="Path or hub id of a diffusers-layout SD1.5-family model; none: the starter.",
+    )
+    recipe: Recipe = Field(
+        default_factory=Recipe, description="What all trials share; see `lorafarm recipe`."
+    )
+    search: dict[str, list[Any]] = Field(
+        default_factory=dict,
+        description="Recipe fields (dotted) and the values to try; every combination is a trial.",
+    )
+    scoring: ScoringConfig = Field(
+        default_factory=ScoringConfig, description="How checkpoints are scored."
+    )
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One combination of the search: its id and its whole recipe."""
+
+    trial: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The trials of a sweep, in the order of the search space, and what the person should know."""
+
+    sweep: str
+    trials: tuple[PlannedTrial, ...]
+    warnings: tuple[str, ...]
+
+
+def plan_sweep(
+    config: SweepConfig, dataset: DatasetVersion, base_hash: str, source: str
+) -> SweepPlan:
+    """Every combination of `config.search` on top of `config.recipe`, equal ones once.
+
+    The same config, dataset version and base give the same ids: that is what lets a killed sweep
+    go on. Raises UserError naming `source` for an unknown field, a bad value or an empty list.
+    """
+    for field, values in config.search.items():
+        if not values:
+            raise UserError(f"{source}: search.{field}", "an empty list", "name at least one value")
+    trials: dict[str, PlannedTrial] = {}
+    for overrides in _combinations(config.search):
+        data = config.recipe.model_dump(mode="json")
+        for field, value in overrides.items():
+            _set(data, field, value)
+        recipe = parse_config(Recipe, data, f"{source}: search")
+        trial = trial_id(dataset, base_hash, recipe)
+        trials[trial] = PlannedTrial(trial, recipe)
+    if len(trials) > MAX_TRIALS:
+        raise UserError(
+            f"{source}: search",
+            f"{len(trials)} combinations, more than {MAX_TRIALS}",
+            "sweep fewer values at once",
+        )
+    content = [sorted(trials), config.scoring.model_dump(mode="json"), dataset.name, base_hash]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return SweepPlan("s" + digest[:12], tuple(trials.values()), tuple(_warnings(config)))
+
+
+def _combinations(search: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*search.values()):
+        yield dict(zip(search, values, strict=True))
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted field; an unknown one is set as well, and refused when the recipe is parsed."""
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        inner = data.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            inner = data[parent] = {}
+        data = inner
+    data[leaf] = value
+
+
+def _warnings(config: SweepConfig) -> Iterator[str]:
+    rank_varies = len(config.search.get("network.rank", [])) > 1
+    alpha_varies = "network.alpha" in config.search
+    if rank_varies and config.recipe.network.alpha is not None and not alpha_varies:
+        yield (
+            "network.rank varies while network.alpha is fixed: the update's scale alpha/rank "
+            "changes with it, so this is a hidden learning-rate sweep. Leave alpha out to have "
+            "alpha = rank."
+        )
+    if "steps" in config.search:
+        yield (
+            "steps is swept as separate runs; one run to the largest step count with "
+            "checkpoint_every scores every count on the way for the price of one."
+        )

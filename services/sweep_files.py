@@ -1,0 +1,119 @@
+"""A sweep on disk: what was asked, and what its trials have left so far.
+
+`sweeps/<character>/<sweep>/sweep.json` in and out; candidates are read back from the trials'
+folders, so that a leaderboard or a report needs nothing but the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from captioning import DatasetVersion, Store, UserError, load_dataset, parse_config, write_atomic
+from services.sweep import PlannedTrial, SweepConfig, SweepPlan
+from training import FAILED_FILE, BaseFacts, BaseScores, Candidate, Score, list_checkpoints
+
+SWEEP_FILE = "sweep.json"
+
+
+class SweepRecord(BaseModel):
+    """One sweep of one character on one dataset version and base."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sweep: str
+    character: str
+    dataset: str
+    base: str
+    base_hash: str
+    family: str
+    config: SweepConfig
+    trials: tuple[str, ...]
+    started: str  # ISO 8601, UTC
+
+
+def record_sweep(
+    store: Store, dataset: DatasetVersion, plan: SweepPlan, config: SweepConfig, base: BaseFacts
+) -> SweepRecord:
+    """Keep what was asked; a sweep that is asked for again becomes the newest one."""
+    record = SweepRecord(
+        sweep=plan.sweep,
+        character=dataset.character,
+        dataset=dataset.name,
+        base=base.source,
+        base_hash=base.content_hash,
+        family=base.family,
+        config=config,
+        trials=tuple(trial.trial for trial in plan.trials),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    file = sweep_dir(store, record) / SWEEP_FILE
+    write_atomic(file, (record.model_dump_json(indent=1) + "\n").encode())
+    return record
+
+
+def sweep_dir(store: Store, record: SweepRecord) -> Path:
+    return store.sweeps / record.character / record.sweep
+
+
+def newest_sweep(store: Store, character: str) -> SweepRecord:
+    """The sweep of the character that was started last; UserError when there is none."""
+    records = list(sweeps(store, character))
+    if not records:
+        raise UserError(
+            f"character {character}", "no sweep yet", f"run `lorafarm sweep {character}`"
+        )
+    return max(records, key=lambda record: record.started)
+
+
+def sweeps(store: Store, character: str) -> Iterator[SweepRecord]:
+    """All sweeps of a character."""
+    for file in sorted((store.sweeps / character).glob(f"*/{SWEEP_FILE}")):
+        yield parse_config(SweepRecord, json.loads(file.read_text("utf-8")), str(file))
+
+
+def dataset_of(store: Store, record: SweepRecord) -> DatasetVersion:
+    """The dataset version the sweep was run on, verified."""
+    return load_dataset(store.datasets / record.character / record.dataset)
+
+
+def scores_dir(store: Store, record: SweepRecord) -> Path:
+    """Where the bare base's pictures and scores lie; sweeps of one character share them."""
+    return store.sweeps / record.character / "base"
+
+
+def candidates(
+    store: Store, record: SweepRecord, trials: tuple[PlannedTrial, ...]
+) -> list[Candidate]:
+    """Every scored checkpoint of the sweep."""
+    return [
+        Candidate(
+            planned.trial,
+            checkpoint.step,
+            planned.recipe.network.rank,
+            planned.recipe.network.method,
+            Score.load(checkpoint.path),
+        )
+        for planned in trials
+        for checkpoint in list_checkpoints(store.runs / planned.trial)
+        if (checkpoint.path / "scores.json").exists()
+    ]
+
+
+def failures(store: Store, trials: tuple[PlannedTrial, ...]) -> dict[str, str]:
+    """Trial to the error that ended it."""
+    found = {}
+    for planned in trials:
+        file = store.runs / planned.trial / FAILED_FILE
+        if file.exists():
+            found[planned.trial] = json.loads(file.read_text("utf-8"))["error"]
+    return found
+
+
+def base_scores(store: Store, record: SweepRecord, score: Score) -> BaseScores:
+    """The bare base's scores that `score` was measured against."""
+    return BaseScores.load(scores_dir(store, record) / score.base_key)

@@ -1,0 +1,246 @@
+"""Runs a sweep: trials on Ray Train, runs in MLflow, the winner exported and registered.
+
+A dataset version and a sweep config in, a `Finished` sweep out. Every step looks at the store
+first, so that a command that was killed goes on and never does or registers anything twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from captioning import DatasetVersion, UserError, latest_dataset, load_config
+from services.adapters import Registered, register_winner
+from services.engine import running_ray
+from services.leaderboard import print_leaderboard
+from services.progress import Display, Step
+from services.registry import Registry
+from services.settings import Home
+from services.sweep import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
+from services.sweep_files import (
+    SweepRecord,
+    candidates,
+    failures,
+    record_sweep,
+    scores_dir,
+    sweep_dir,
+)
+from services.trial_files import read_measures, step_folders
+from services.trial_record import DatasetReference, TrialRecord
+from training import (
+    STARTER_BASE,
+    SweepJob,
+    TrialSpec,
+    Winner,
+    base_facts,
+    choose_winner,
+    run_trials,
+)
+
+# Events after which a trial's MLflow run is brought up to date.
+RECORDED_EVENTS = {"score": "running", "finished": "finished", "failed": "failed"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep with its winner, exported and registered."""
+
+    record: SweepRecord
+    plan: SweepPlan
+    dataset: DatasetVersion
+    winner: Winner
+    registered: Registered
+    registry: Registry
+    winner_run: str  # MLflow run id of the winning trial
+
+
+def sweep_command(home: Home, character: str, config: Path | None, console: Console) -> None:
+    """`lorafarm sweep`: the newest dataset version of `character`, then the leaderboard."""
+    parsed = load_config(SweepConfig, config) if config else SweepConfig()
+    dataset = latest_dataset(home.store, character)
+    source = str(config) if config else "the default sweep"
+    prepared = prepare_sweep(home, dataset, parsed, source, console)
+    with running_ray(home):
+        finished = run_sweep(home, prepared, console)
+    print_leaderboard(finished.winner, console)
+    console.print(f"registered as [bold]{finished.registered.reference}[/] @candidate")
+    console.print(
+        f"next: lorafarm promote {finished.registered.name} {finished.registered.version} "
+        "--to production"
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep that was checked and planned: nothing about it is wrong that can be known before."""
+
+    record: SweepRecord
+    plan: SweepPlan
+    dataset: DatasetVersion
+
+
+def prepare_sweep(
+    home: Home, dataset: DatasetVersion, config: SweepConfig, source: str, console: Console
+) -> Prepared:
+    """Check the base and plan the trials before anything is started.
+
+    Raises UserError for a base that is no model and for a config that asks for the impossible.
+    """
+    base = base_facts(config.base or STARTER_BASE)
+    plan = plan_sweep(config, dataset, base.content_hash, source)
+    for warning in plan.warnings:
+        console.print(f"[yellow]note:[/] {warning}")
+    if home.settings.embedder and config.scoring.embedder is None:
+        scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
+        config = config.model_copy(update={"scoring": scoring})
+    return Prepared(record_sweep(home.store, dataset, plan, config, base), plan, dataset)
+
+
+def run_sweep(home: Home, prepared: Prepared, console: Console) -> Finished:
+    """Train, score, record, choose, export and register; Ray must be running."""
+    record, plan, dataset = prepared.record, prepared.plan, prepared.dataset
+    registry = Registry(home.tracking_uri, home.artifacts)
+    tags = {"base_hash": record.base_hash, "family": record.family, "dataset": dataset.name}
+    parent = registry.record.open_sweep(dataset.character, record.sweep, tags)
+    recorder = _Recorder(home, prepared, registry, parent)
+    job = SweepJob(
+        base=record.base,
+        dataset_path=str(dataset.path),
+        latents_dir=str(home.store.latents),
+        trials=tuple(
+            TrialSpec(planned.trial, planned.recipe, home.store.runs / planned.trial)
+            for planned in plan.trials
+        ),
+        scoring=record.config.scoring,
+        score_dir=str(scores_dir(home.store, record)),
+    )
+    settings = home.settings
+    with Display(console) as display:
+        steps = sum(planned.recipe.steps for planned in plan.trials)
+        title = f"{dataset.character}: {len(plan.trials)} trials trained and scored"
+        with display.step(title, steps) as step:
+            watcher = _Watcher(plan, recorder, display, step)
+            run_trials(
+                job,
+                watcher,
+                settings.workers,
+                settings.cpus_per_worker,
+                _use_gpu(settings.use_gpu),
+                storage=sweep_dir(home.store, record) / "ray",
+            )
+        with display.step(f"{dataset.character}: runs recorded in MLflow") as step:
+            run_ids = recorder.finish(step)
+    winner = _choose(home, prepared)
+    registered = register_winner(home, record, dataset, winner, registry, run_ids, console)
+    registry.record.close_sweep(parent)
+    return Finished(
+        record, plan, dataset, winner, registered, registry, run_ids[winner.candidate.trial]
+    )
+
+
+def _choose(home: Home, prepared: Prepared) -> Winner:
+    lost = failures(home.store, prepared.plan.trials)
+    scored = candidates(home.store, prepared.record, prepared.plan.trials)
+    if not scored:
+        reasons = "; ".join(f"{trial}: {error}" for trial, error in lost.items())
+        raise UserError(
+            f"sweep {prepared.record.sweep}",
+            f"no trial was finished ({reasons})",
+            "correct the recipe and run the same command again",
+        )
+    return choose_winner(scored, prepared.record.config.scoring.limits)
+
+
+class _Recorder:
+    """Brings the MLflow runs up to what the trials' folders hold."""
+
+    def __init__(self, home: Home, prepared: Prepared, registry: Registry, parent: str) -> None:
+        self._home, self._prepared = home, prepared
+        self._registry, self._parent = registry, parent
+
+    def trial(self, planned: PlannedTrial, state: str) -> str:
+        """Record one trial and return its run id."""
+        record, dataset = self._prepared.record, self._prepared.dataset
+        trial_dir = self._home.store.runs / planned.trial
+        scores = {step: read_measures(folder) for step, folder in step_folders(trial_dir).items()}
+        return self._registry.record.record_trial(
+            self._parent,
+            TrialRecord(
+                trial=planned.trial,
+                recipe=planned.recipe.model_dump(mode="json"),
+                dataset=DatasetReference(
+                    dataset.character,
+                    dataset.name,
+                    dataset.path / "manifest.json",
+                    dataset.manifest_sha256,
+                ),
+                trial_dir=trial_dir,
+                scores={step: measures for step, measures in scores.items() if measures},
+                state=state,
+                tags={"base_hash": record.base_hash, "family": record.family},
+            ),
+        )
+
+    def finish(self, step: Step) -> dict[str, str]:
+        """Record every trial for good; trial to run id."""
+        trials = self._prepared.plan.trials
+        lost = failures(self._home.store, trials)
+        run_ids = {}
+        for done, planned in enumerate(trials, start=1):
+            state = "failed" if planned.trial in lost else "finished"
+            run_ids[planned.trial] = self.trial(planned, state)
+            step.advance_to(done, len(trials))
+        return run_ids
+
+
+class _Watcher:
+    """Turns the workers' events into progress, and into MLflow rows at every score."""
+
+    def __init__(self, plan: SweepPlan, recorder: _Recorder, display: Display, step: Step) -> None:
+        self._trials = {planned.trial: planned for planned in plan.trials}
+        self._done = dict.fromkeys(self._trials, 0)
+        self._total = sum(planned.recipe.steps for planned in plan.trials)
+        self._recorder, self._display, self._step = recorder, display, step
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "encode":
+            self._step.note(f"encoding pictures {event['done']}/{event['total']}")
+        elif kind == "base":
+            self._step.note(f"the bare base is being scored ({event['state']})")
+        elif kind == "waiting":
+            self._display.say(f"  [yellow]{event['found']}[/]")
+        if "trial" not in event:
+            return
+        planned = self._trials[event["trial"]]
+        if "step" in event:
+            self._done[planned.trial] = event["step"]
+            self._step.advance_to(sum(self._done.values()), self._total)
+        self._tell(kind, event, planned)
+        if kind in RECORDED_EVENTS:
+            self._recorder.trial(planned, RECORDED_EVENTS[kind])
+
+    def _tell(self, kind: str, event: dict[str, Any], planned: PlannedTrial) -> None:
+        network = planned.recipe.network
+        title = f"{network.method} r{network.rank}"
+        if kind == "step":
+            self._step.note(f"{title} loss {event['loss']:.3f}")
+        elif kind == "score":
+            identity = event["score"]["identity"]
+            self._display.say(
+                f"  {title} step {event['step']}: identity {identity['value']:.2f} "
+                f"[{identity['low']:.2f}, {identity['high']:.2f}]".replace("[", r"\[")
+            )
+        elif kind == "failed":
+            self._display.say(f"  [red]{title} failed:[/] {event['error']}")
+
+
+def _use_gpu(wanted: bool | None) -> bool:
+    if wanted is not None:
+        return wanted
+    import torch
+
+    return bool(torch.cuda.is_available())
