@@ -9,6 +9,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# A temporary file is its owner's alone; what it becomes is for the studio's other users as well.
+FILE_MODE = 0o644
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, never sees half of it.
@@ -22,6 +25,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), FILE_MODE)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
     if report is not None:
         from services.sweep_report import write_report
 
-        write_report(home, [character], report, seconds=0)
+        write_report(home, [character], report)
         console.print(f"report: {report}")
 
 

@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict
 
 from captioning import DatasetVersion, Store, UserError, load_dataset, parse_config, write_atomic
 from services.sweep import PlannedTrial, SweepConfig, SweepPlan
-from training import FAILED_FILE, BaseFacts, BaseScores, Candidate, Score, list_checkpoints
+from services.trial_files import SCORES_FILE
+from training import (
+    FAILED_FILE,
+    BaseFacts,
+    BaseScores,
+    Candidate,
+    Limits,
+    Score,
+    ScoringConfig,
+    list_checkpoints,
+)
 
 SWEEP_FILE = "sweep.json"
 
@@ -89,19 +99,28 @@ def scores_dir(store: Store, record: SweepRecord) -> Path:
 def candidates(
     store: Store, record: SweepRecord, trials: tuple[PlannedTrial, ...]
 ) -> list[Candidate]:
-    """Every scored checkpoint of the sweep."""
-    return [
-        Candidate(
-            planned.trial,
-            checkpoint.step,
-            planned.recipe.network.rank,
-            planned.recipe.network.method,
-            Score.load(checkpoint.path),
-        )
-        for planned in trials
-        for checkpoint in list_checkpoints(store.runs / planned.trial)
-        if (checkpoint.path / "scores.json").exists()
-    ]
+    """Every checkpoint of the sweep that was scored as the sweep asks for.
+
+    A trial that several sweeps share may still have the scores of another one.
+    """
+    wanted = _comparable(record.config.scoring)
+    found = []
+    for planned in trials:
+        network = planned.recipe.network
+        for checkpoint in list_checkpoints(store.runs / planned.trial):
+            if not (checkpoint.path / SCORES_FILE).exists():
+                continue
+            score = Score.load(checkpoint.path)
+            if _comparable(score.config) == wanted:
+                found.append(
+                    Candidate(planned.trial, checkpoint.step, network.rank, network.method, score)
+                )
+    return found
+
+
+def _comparable(config: ScoringConfig) -> ScoringConfig:
+    """The config without its limits, which judge scores and do not change them."""
+    return config.model_copy(update={"limits": Limits()})
 
 
 def failures(store: Store, trials: tuple[PlannedTrial, ...]) -> dict[str, str]:

@@ -28,8 +28,10 @@ from services.sweep_files import base_scores, candidates, dataset_of, newest_swe
 from training import SUBJECT_SLOT, Candidate, Winner, choose_winner
 
 
-def write_report(home: Home, characters: list[str], out: Path, seconds: float) -> Path:
-    """One offline HTML file on the newest sweep of each character.
+def write_report(
+    home: Home, characters: list[str], out: Path, seconds: float | None = None
+) -> Path:
+    """One offline HTML file on the newest sweep of each character; `seconds`: the whole job's.
 
     Raises UserError for a character whose newest sweep has no scored checkpoint.
     """

@@ -30,6 +30,7 @@ from services.sweep_files import (
 )
 from services.trial_files import read_measures, step_folders
 from services.trial_record import DatasetReference, TrialRecord
+from services.trial_sheet import trial_sheet
 from training import (
     STARTER_BASE,
     SweepJob,
@@ -54,7 +55,6 @@ class Finished:
     winner: Winner
     registered: Registered
     registry: Registry
-    winner_run: str  # MLflow run id of the winning trial
 
 
 def sweep_command(home: Home, character: str, config: Path | None, console: Console) -> None:
@@ -136,9 +136,7 @@ def run_sweep(home: Home, prepared: Prepared, console: Console) -> Finished:
     winner = _choose(home, prepared)
     registered = register_winner(home, record, dataset, winner, registry, run_ids, console)
     registry.record.close_sweep(parent)
-    return Finished(
-        record, plan, dataset, winner, registered, registry, run_ids[winner.candidate.trial]
-    )
+    return Finished(record, plan, dataset, winner, registered, registry)
 
 
 def _choose(home: Home, prepared: Prepared) -> Winner:
@@ -192,6 +190,11 @@ class _Recorder:
         for done, planned in enumerate(trials, start=1):
             state = "failed" if planned.trial in lost else "finished"
             run_ids[planned.trial] = self.trial(planned, state)
+            sheet = trial_sheet(
+                self._home.store, self._prepared.record, self._prepared.dataset, planned
+            )
+            if sheet is not None:
+                self._registry.record.log_picture(run_ids[planned.trial], "contact-sheet", sheet)
             step.advance_to(done, len(trials))
         return run_ids
 

@@ -6,16 +6,18 @@ and the sweep are given. Run again with the same folder, it goes on from what is
 
 from __future__ import annotations
 
+import io
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from rich.console import Console
 
-from captioning import load_config
+from captioning import load_config, write_atomic
 from services.datasets import add_pictures, caption_pictures, freeze_dataset
 from services.engine import running_ray
 from services.leaderboard import print_leaderboard
+from services.report import character_sheet
 from services.report.page import duration
 from services.settings import Home, open_home
 from services.sweep import SweepConfig
@@ -43,9 +45,12 @@ def run_demo(out: Path, console: Console) -> None:
             caption_pictures(home, list(CHARACTERS), console)
             finished = [_sweep(home, name, config, console) for name in CHARACTERS]
         for sweep in finished:
-            _promote_and_show(home, sweep, out, console)
+            _promote_and_show(sweep, console)
         report = write_report(home, list(CHARACTERS), out / REPORT_FILE, time.monotonic() - started)
-    console.print(f"\n[bold]report:[/] {report}", soft_wrap=True)
+    for name in CHARACTERS:
+        sheet = _write_sheet(home, name, out)
+        console.print(f"contact sheet: {sheet}", soft_wrap=True)
+    console.print(f"[bold]report:[/] {report}", soft_wrap=True)
     console.print(f"look around: LORAFARM_HOME={home.path} lorafarm status", soft_wrap=True)
     console.print(f"total time: {duration(time.monotonic() - started)}")
 
@@ -55,14 +60,10 @@ def _sweep(home: Home, name: str, config: SweepConfig, console: Console) -> Fini
     return run_sweep(home, prepare_sweep(home, dataset, config, "sweep.yaml", console), console)
 
 
-def _promote_and_show(home: Home, sweep: Finished, out: Path, console: Console) -> None:
-    """Move `production`, keep the contact sheet in the run, print the result."""
-    from services.report import character_sheet
-
+def _promote_and_show(sweep: Finished, console: Console) -> None:
+    """Move `production` to the winner and print the result."""
     name = sweep.record.character
     sweep.registry.set_alias(sweep.registered.name, sweep.registered.version, "production")
-    sheet = character_sheet(character_report(home, name))
-    sweep.registry.record.log_picture(sweep.winner_run, "contact-sheet", sheet)
     console.print(f"\n[bold]{name}[/]")
     print_leaderboard(sweep.winner, console)
     console.print(f"registered: {sweep.registered.reference} @candidate @production")
@@ -72,3 +73,12 @@ def _promote_and_show(home: Home, sweep: Finished, out: Path, console: Console) 
             f"{report.max_error:.1e}",
             soft_wrap=True,
         )
+
+
+def _write_sheet(home: Home, name: str, out: Path) -> Path:
+    """The character's contact sheet as a picture of its own, to show around."""
+    picture = io.BytesIO()
+    character_sheet(character_report(home, name)).save(picture, "PNG")
+    file = out / f"contact-sheet-{name}.png"
+    write_atomic(file, picture.getvalue())
+    return file

@@ -187,7 +187,7 @@ class ReportData:
 
     characters: tuple[CharacterReport, ...]
     created: str  # date and time, as it shall be read
-    seconds: float  # from the first picture to the last verified file
+    seconds: float | None  # from the first picture to the last verified file, when known
     title: str = "Sweep report"
     provenance: Mapping[str, str] = field(default_factory=dict)  # the machine, versions, ...
 

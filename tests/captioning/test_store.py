@@ -37,3 +37,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(
         write_atomic(target, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["captions.json"]
     assert target.read_bytes() == b"old"
+
+
+def test_what_is_written_can_be_read_by_other_users(tmp_path: Path):
+    write_atomic(tmp_path / "report.html", b"page")
+    assert (tmp_path / "report.html").stat().st_mode & 0o044 == 0o044
