@@ -10,9 +10,11 @@ import fcntl
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any, TextIO
 
 from captioning import UserError
 from services.settings import Home
@@ -51,12 +53,34 @@ def running_ray(home: Home) -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
-    with _alone(home.path):
+    with _alone(home.path), redirect_stdout(_WithoutServeNoise(sys.stdout)):
         _start(home)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+class _WithoutServeNoise:
+    """stdout without the two lines that Ray prints whenever Serve is shut down in good order.
+
+    Requests to the controller that are open at that moment are reported as failed, whatever the
+    log level; everything else that Ray says there (a worker killed for memory, say) passes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        is_end_of_dropped = self._dropped and text == "\n"  # print() writes it by itself
+        self._dropped = "(raylet)" in text and "Task ServeController." in text
+        if self._dropped or is_end_of_dropped:
+            return len(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _start(home: Home) -> None:

@@ -75,7 +75,7 @@ def choose_winner(candidates: Sequence[Candidate], limits: Limits) -> Winner:
     failed = [failed_guards(candidate.score, limits) for candidate in candidates]
     fewest = min(len(guards) for guards in failed)
     eligible = [c for c, guards in zip(candidates, failed, strict=True) if len(guards) == fewest]
-    best = min(eligible, key=lambda c: (-c.score.identity.value, *_cost(c)))
+    best = min(eligible, key=_by_identity)
     tied = [c for c in eligible if c.score.identity.overlaps(best.score.identity)]
     chosen = min(tied, key=_cost)
     table = _table(candidates, failed, chosen, tied)
@@ -109,6 +109,10 @@ def _cost(candidate: Candidate) -> tuple[float | str, ...]:
     return candidate.step, candidate.rank, -identity, candidate.method, candidate.trial
 
 
+def _by_identity(candidate: Candidate) -> tuple[float | str, ...]:
+    return -candidate.score.identity.value, *_cost(candidate)
+
+
 def _table(
     candidates: Sequence[Candidate],
     failed: Sequence[tuple[str, ...]],
@@ -121,8 +125,7 @@ def _table(
         key=lambda row: (
             row[0] is not chosen,
             len(row[1]),
-            -row[0].score.identity.value,
-            *_cost(row[0]),
+            *_by_identity(row[0]),
         ),
     )
     tied_ids = {id(candidate) for candidate in tied}
@@ -142,7 +145,7 @@ def _reason(
     above_base: bool,
 ) -> str:
     identity = chosen.score.identity
-    others = sorted((c for c in tied if c is not chosen), key=lambda c: -c.score.identity.value)
+    others = sorted((c for c in tied if c is not chosen), key=_by_identity)
     if chosen is best:
         text = f"{chosen.title}: highest identity {identity}"
         if others:
@@ -197,5 +200,5 @@ def _runner_up(chosen: Candidate, eligible: Sequence[Candidate]) -> str:
     rest = [c for c in eligible if c is not chosen]
     if not rest:
         return ""
-    following = max(rest, key=lambda c: c.score.identity.value)
+    following = min(rest, key=_by_identity)
     return f", clear of the next ({following.title}: {following.score.identity})"

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from captioning import DatasetVersion, UserError
 from training.checkpoints import list_checkpoints
@@ -82,15 +83,13 @@ def test_two_workers_give_the_curve_of_one_with_the_doubled_batch(
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert [e["step"] for e in events if e["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert events[-1] == {"kind": "finished", "trial": "t0", "step": 6}
-    from safetensors.torch import load_file
-
-    name = "step-000006/adapter.safetensors"
-    for (key, found), expected in zip(
-        sorted(load_file(two / name).items()),
-        (tensor for _, tensor in sorted(load_file(one / name).items())),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=key)
+    # One step moves a weight by up to lr = 1e-3; where a gradient is as small as Adam's eps, the
+    # other order of summation shows as about 1e-5 of it (and so it does in one process).
+    file = "step-000006/adapter.safetensors"
+    found, expected = load_file(two / file), load_file(one / file)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
     assert list((tmp_path / "ray").iterdir()) == []  # Ray's own files of the run are gone
 
 

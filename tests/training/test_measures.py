@@ -159,6 +159,7 @@ def test_measures_stay_in_their_range_and_ignore_the_order(
     assert np.allclose(measures.paired_distances(images, images), 0)
 
 
+@settings(deadline=None)
 @given(finite, finite, finite, st.floats(0.1, 5), finite)
 def test_scaling_an_interval_keeps_its_order(
     a: float, b: float, c: float, factor: float, offset: float

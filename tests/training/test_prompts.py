@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning import UserError, parse_config
@@ -39,6 +39,7 @@ def test_class_word_pictures_share_the_noise_of_the_character_and_nothing_else_d
     assert len(set(own)) == len(own)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4))
 def test_cells_have_their_own_names_and_are_as_many_as_promised(
     prompts: int, seeds: int, control_seeds: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning import UserError
@@ -173,6 +173,7 @@ candidates = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(candidates, st.randoms())
 def test_the_winner_keeps_the_rules_in_any_order(found: list[Candidate], random) -> None:
     winner = choose_winner(found, LIMITS)

@@ -1,0 +1,88 @@
+"""Builds the starter models, stage by stage; a stage that was cut off goes on where it stood.
+
+usage: python infra/starter/build.py [--work DIR] [--only STAGE ...] [--until STAGE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import autoencoder  # noqa: E402
+import bpe  # noqa: E402
+import bundle  # noqa: E402
+import captioner  # noqa: E402
+import clip  # noqa: E402
+import demo_pictures  # noqa: E402
+import diffusion  # noqa: E402
+import evaluate  # noqa: E402
+import pictures  # noqa: E402
+import tagger  # noqa: E402
+import torch  # noqa: E402
+
+
+def render(work: Path) -> None:
+    pictures.install(work)
+    pictures.render(work)
+
+
+def train_tokenizer(work: Path) -> None:
+    if not (work / "tokenizer").exists():
+        bpe.train(pictures.load(work, "train")[1], work)
+
+
+def write_latents(work: Path) -> None:
+    if not (work / autoencoder.LATENTS).exists():
+        autoencoder.write_latents(work)
+
+
+def refine(work: Path) -> None:
+    if not (work / autoencoder.REFINED).with_suffix(".done").exists():
+        autoencoder.refine(work, 3000)
+        autoencoder.write_refined_latents(work)
+
+
+# In the order in which they need each other. Steps are those of the weights in the tree.
+STAGES: dict[str, Callable[[Path], None]] = {
+    "render": render,
+    "tokenizer": train_tokenizer,
+    "autoencoder": lambda work: autoencoder.train(work, 2800),
+    "latents": write_latents,
+    "clip": lambda work: clip.train(work, 560),
+    "tagger": lambda work: tagger.train(work, 1000),
+    "captioner": lambda work: captioner.train(work, 650),
+    "refine": refine,
+    "diffusion": lambda work: diffusion.train(work, 3200),
+    "bundle": bundle.bundle,
+    "demo-pictures": demo_pictures.draw,
+    "evaluate": evaluate.evaluate,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="data and checkpoints")
+    parser.add_argument("--only", nargs="+", choices=STAGES, help="these stages and no others")
+    parser.add_argument("--until", choices=STAGES, help="every stage up to this one")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    names = list(STAGES)
+    wanted = options.only or names[: names.index(options.until) + 1 if options.until else None]
+    for name in names:
+        if name in wanted:
+            started = time.monotonic()
+            print(f"== {name}", flush=True)
+            STAGES[name](options.work.resolve())
+            print(f"== {name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
