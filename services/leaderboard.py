@@ -39,9 +39,10 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
 
 def print_leaderboard(winner: Winner, console: Console) -> None:
     """A table of all checkpoints, then the reason in a sentence."""
-    table = Table("", "network", "step")
-    table.add_column("identity", no_wrap=True)
-    for heading in ("fidelity", "drift", "leak", "memor.", "divers."):
+    table = Table("")
+    for heading in ("network", "step", "identity"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("fidel.", "drift", "leak", "memor.", "divers."):
         table.add_column(heading)
     for standing in winner.table:
         candidate = standing.candidate

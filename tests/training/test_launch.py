@@ -157,11 +157,10 @@ def test_what_is_no_model_is_said_at_once(
         run_trials(job, lambda event: None, storage=tmp_path / "ray")
 
 
-def test_without_ray_it_says_so(tmp_path: Path, frozen_dataset: DatasetVersion) -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("another test has Ray running")
+def test_without_ray_it_says_so(
+    tmp_path: Path, frozen_dataset: DatasetVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests share one Ray
     with pytest.raises(UserError, match="Ray is not running"):
         run_trials(
             make_job(tmp_path, frozen_dataset, tmp_path, recipe()),
