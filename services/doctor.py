@@ -135,6 +135,11 @@ def _optional() -> Iterator[Check]:
     extras = [
         ("import-linter and pytest (tests)", "pytest", "make test"),
         (
+            "psycopg2 (MLflow in Postgres)",
+            "psycopg2",
+            "pip install -c constraints.txt -e '.[postgres]'",
+        ),
+        (
             "onnx (rebuilding the starters)",
             "onnx",
             "pip install -c constraints.txt -e '.[starters]'",

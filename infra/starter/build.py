@@ -49,17 +49,18 @@ def refine(work: Path) -> None:
         autoencoder.write_refined_latents(work)
 
 
-# In the order in which they need each other. Steps are those of the weights in the tree.
+# In the order in which they need each other. Steps for a build with time; README.md says how many
+# the weights in the tree had.
 STAGES: dict[str, Callable[[Path], None]] = {
     "render": render,
     "tokenizer": train_tokenizer,
-    "autoencoder": lambda work: autoencoder.train(work, 2800),
+    "autoencoder": lambda work: autoencoder.train(work, 4000),
     "latents": write_latents,
-    "clip": lambda work: clip.train(work, 560),
-    "tagger": lambda work: tagger.train(work, 1000),
-    "captioner": lambda work: captioner.train(work, 650),
+    "clip": lambda work: clip.train(work, 600),
+    "tagger": lambda work: tagger.train(work, 2000),
+    "captioner": lambda work: captioner.train(work, 1500),
     "refine": refine,
-    "diffusion": lambda work: diffusion.train(work, 3200),
+    "diffusion": lambda work: diffusion.train(work, 6000),
     "bundle": bundle.bundle,
     "demo-pictures": demo_pictures.draw,
     "evaluate": evaluate.evaluate,

@@ -107,7 +107,9 @@ def test_tokenizer_spells_a_word_that_it_never_saw(folder: Path, word: str) -> N
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.unk_token_id not in ids[1:-1]
-    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == word.lower()
+    # CLIP's splitting sets digits apart, so a decoded word may have spaces inside.
+    spelled = tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "")
+    assert spelled == word.lower()
 
 
 def test_tag_list_matches_the_outputs(picture: Image.Image) -> None:
