@@ -13,11 +13,9 @@ import bpe
 import captioner
 import clip
 import diffusion
-import onnx
 import pictures
 import tagger
 import torch
-from onnx import TensorProto, helper
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -85,29 +83,11 @@ def size_bytes(folder: Path) -> int:
 
 
 def write_tagger(work: Path, folder: Path) -> None:
+    # Here alone the `starters` extra is needed: reading and measuring bundles goes without it.
+    from onnx_half import store_as_half
+
     tagger.bundle(work, folder)
-    path = folder / "model.onnx"
-    onnx.save(halved(onnx.load(path)), path)
-
-
-def halved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network with its weights stored as fp16 and widened when it is loaded."""
-    casts = []
-    for weight in model.graph.initializer:
-        if weight.data_type != TensorProto.FLOAT or onnx.numpy_helper.to_array(weight).size < 64:
-            continue
-        name = weight.name
-        half = onnx.numpy_helper.to_array(weight).astype("float16")
-        weight.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_fp16"))
-        casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
-    for place, cast in enumerate(casts):
-        model.graph.node.insert(place, cast)
-    names = {cast.output[0] for cast in casts}
-    kept = [info for info in model.graph.value_info if info.name not in names]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
-    onnx.checker.check_model(model)
-    return model
+    store_as_half(folder / "model.onnx")
 
 
 def write_clip(work: Path, folder: Path) -> None:
