@@ -19,8 +19,22 @@ from captioning.dataset import (
     list_dataset_versions,
     load_dataset,
 )
+from captioning.decisions import (
+    Decision,
+    Override,
+    blocking,
+    decide,
+    dropped_images,
+    find_image,
+    kept_images,
+    load_decisions,
+    load_overrides,
+    override,
+    require_passable,
+)
 from captioning.decode import PictureError, upright_rgb
 from captioning.errors import UserError
+from captioning.findings import Finding, Severity, worst_first
 from captioning.intake import (
     Image,
     IntakeReport,
@@ -29,7 +43,14 @@ from captioning.intake import (
     load_skipped,
     take_in,
 )
-from captioning.observations import Observation, ObserverClient, load_observations, observe
+from captioning.observations import (
+    Box,
+    Observation,
+    ObserverClient,
+    Quality,
+    load_observations,
+    observe,
+)
 from captioning.observers.embedder import Embedder
 from captioning.rules import Rules, intrinsic_tags, render
 from captioning.serving import serve_observers
@@ -45,24 +66,35 @@ __all__ = [
     "STARTER_CLIP",
     "STARTER_TAGGER",
     "BlobStore",
+    "Box",
     "Character",
     "DatasetVersion",
+    "Decision",
     "Embedder",
+    "Finding",
     "Image",
     "IntakeReport",
     "Observation",
     "ObserverClient",
+    "Override",
     "PictureError",
+    "Quality",
     "Rules",
     "Sample",
+    "Severity",
     "Skipped",
     "Store",
     "UserError",
     "add_character",
+    "blocking",
     "caption_all",
     "content_hash",
+    "decide",
+    "dropped_images",
+    "find_image",
     "freeze",
     "intrinsic_tags",
+    "kept_images",
     "latest_dataset",
     "list_characters",
     "list_dataset_versions",
@@ -70,16 +102,21 @@ __all__ = [
     "load_character",
     "load_config",
     "load_dataset",
+    "load_decisions",
     "load_images",
     "load_observations",
+    "load_overrides",
     "load_skipped",
     "make_character",
     "observe",
+    "override",
     "parse_config",
     "render",
+    "require_passable",
     "serve_observers",
     "sync_directory",
     "take_in",
     "upright_rgb",
+    "worst_first",
     "write_atomic",
 ]

@@ -6,8 +6,8 @@ Observations and rules in, captions.jsonl out; rendering again after a change of
 from __future__ import annotations
 
 from captioning.character import Character, folder
+from captioning.decisions import kept_images
 from captioning.errors import UserError
-from captioning.intake import load_images
 from captioning.observations import Kind, load_observations
 from captioning.rows import read_rows, write_rows
 from captioning.rules import intrinsic_tags, render
@@ -23,12 +23,12 @@ _NEEDED: dict[str, tuple[Kind, ...]] = {
 
 
 def caption_all(store: Store, character: Character) -> dict[str, str]:
-    """Render and keep the caption of every image of the character, by sha256.
+    """Render and keep the caption of every image of the character that was not dropped.
 
-    The newest observation of a kind counts. Raises UserError when what the rules need was not
-    observed for a picture.
+    Gives them by sha256. The newest observation of a kind counts. Raises UserError when what the
+    rules need was not observed for a picture.
     """
-    images = load_images(store, character.name)
+    images = kept_images(store, character.name)
     tags: dict[str, dict[str, float]] = {}
     prose: dict[str, str] = {}
     for image in images:

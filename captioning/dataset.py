@@ -17,8 +17,9 @@ from typing import Any
 
 from captioning.captions import load_captions
 from captioning.character import Character, plain
+from captioning.decisions import dropped_images, kept_images
 from captioning.errors import UserError
-from captioning.intake import Image, Skipped, load_images, load_skipped, read_image
+from captioning.intake import Image, load_skipped, read_image
 from captioning.rows import to_lines
 from captioning.store import Store, content_hash, sync_directory
 
@@ -65,7 +66,7 @@ def freeze(
     """
     if not 0 <= holdout_share <= MAX_HOLDOUT_SHARE:
         raise UserError("holdout", f"{holdout_share}", f"give a share of 0 to {MAX_HOLDOUT_SHARE}")
-    images = load_images(store, character.name)
+    images = kept_images(store, character.name)
     captions = load_captions(store, character.name)
     bare = [image.source for image in images if image.sha256 not in captions]
     if not images or bare:
@@ -91,7 +92,7 @@ def freeze(
     versions.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=versions, prefix=".new-") as temporary:
         building = Path(temporary) / target.name
-        _write(store, building, content, images, load_skipped(store, character.name))
+        _write(store, building, content, images, _rejected(store, character.name))
         building.replace(target)
     sync_directory(versions)
     return load_dataset(target)
@@ -206,8 +207,23 @@ def _rows(images: list[Image], captions: dict[str, str], held: set[str]) -> list
     return rows
 
 
+def _rejected(store: Store, name: str) -> list[dict[str, Any]]:
+    """Every file that is not in the version, with the reason: not readable, or dropped."""
+    unread = [asdict(item) for item in load_skipped(store, name)]
+    dropped = [
+        {"sha256": image.sha256, "source": image.source}
+        | decision.model_dump(include={"code", "reason", "by"})
+        for image, decision in dropped_images(store, name)
+    ]
+    return unread + dropped
+
+
 def _write(
-    store: Store, target: Path, content: dict[str, Any], images: list[Image], skipped: list[Skipped]
+    store: Store,
+    target: Path,
+    content: dict[str, Any],
+    images: list[Image],
+    rejected: list[dict[str, Any]],
 ) -> None:
     """All files of a version: training pictures in images/, held-out ones in holdout/."""
     for name in ("images", "holdout"):
@@ -220,7 +236,7 @@ def _write(
         metadata[row["split"]].append({"file_name": row["file"], "text": row["caption"]})
     (target / "metadata.jsonl").write_text(to_lines(metadata["train"]), "utf-8")
     (target / "holdout.jsonl").write_text(to_lines(metadata["holdout"]), "utf-8")
-    (target / "rejected.jsonl").write_text(to_lines(map(asdict, skipped)), "utf-8")
+    (target / "rejected.jsonl").write_text(to_lines(rejected), "utf-8")
     side = min(min(image.width, image.height) for image in images)
     (target / "dataset.toml").write_text(_kohya_toml(content["class_word"], side), "utf-8")
     files = sorted(file for file in target.rglob("*") if file.is_file())

@@ -10,19 +10,51 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from captioning.errors import UserError
 from captioning.intake import Image, read_image
 from captioning.store import Store, write_atomic
 
 ProgressCallback = Callable[[int, int], None]
-Kind = Literal["tags", "prose"]
+Kind = Literal["tags", "prose", "embedding", "quality", "boxes"]
 SHOWN_FAILURES = 5  # in the error after a run in which pictures failed
 
 
+class Quality(BaseModel):
+    """What pixels alone say; every figure is of the upright picture on white."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sharpness: float = Field(description="Laplacian variance, grey 0-255, short side 512 px.")
+    effective_px: int | None = Field(
+        description="Short side from which the picture looks enlarged; None when it is native."
+    )
+    luminance: float = Field(description="Mean grey, 0 to 1.")
+    dark_share: float = Field(description="Share of pixels below 5 % grey.")
+    bright_share: float = Field(description="Share of pixels above 95 % grey.")
+    contrast: float = Field(description="Standard deviation of grey, 0 to 1.")
+    entropy_bits: float = Field(description="Of the grey histogram: 0 is blank, 8 the most.")
+    colourfulness: float = Field(description="Mean chroma 0 to 1; about 0 is monochrome.")
+    phash: str = Field(description="64-bit perceptual hash, 16 hex digits (ImageHash).")
+    pixels_sha256: str = Field(description="Of size and RGB bytes: equal pictures, any format.")
+
+
+class Box(BaseModel):
+    """A box in shares of the upright picture's width and height, from its top left corner."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str
+    score: float
+    left: float
+    top: float
+    width: float
+    height: float
+
+
 class Observation(BaseModel):
-    """One model's answer; exactly one of `tags`, `prose` and `error` is set."""
+    """One model's answer; exactly one of the kinds' fields and `error` is set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,6 +64,9 @@ class Observation(BaseModel):
     revision: str
     tags: dict[str, float] | None = None  # scores from 0.05 up
     prose: str | None = None
+    embedding: tuple[float, ...] | None = None  # length 1
+    quality: Quality | None = None
+    boxes: tuple[Box, ...] | None = None
     milliseconds: float  # this picture's share of its batch
     error: str | None = None
 

@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from captioning import UserError
-from services.settings import HOME_VARIABLE, open_home
+from services.cli_options import CharacterArgument, HomeOption, console
+from services.dataset_commands import dataset_app
+from services.settings import open_home
 
 EXIT_BROKEN = 1
 EXIT_USER = 2
@@ -33,25 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-dataset_app = typer.Typer(
-    help="From a folder of pictures to an immutable, captioned dataset version.",
-    no_args_is_help=True,
-)
 app.add_typer(dataset_app, name="dataset")
 
-console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
-
-HomeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        envvar=HOME_VARIABLE,
-        help="The farm's folder: all state is kept there. Default: ~/.lorafarm",
-        show_default=False,
-    ),
-]
-CharacterArgument = Annotated[str, typer.Argument(help="The character's name, such as `aya`.")]
 
 
 @app.command()
@@ -69,67 +55,6 @@ def demo(
     from services.demo import run_demo
 
     run_demo(out, console)
-
-
-@dataset_app.command("add")
-def dataset_add(
-    character: CharacterArgument,
-    folder: Annotated[Path, typer.Argument(help="Folder with the character's pictures.")],
-    trigger: Annotated[
-        str,
-        typer.Option(
-            "--trigger", help="Activation token: one rare word that will stand for the character."
-        ),
-    ],
-    class_word: Annotated[
-        str, typer.Option("--class-word", help="What the character is, in the base's words.")
-    ] = "person",
-    home: HomeOption = None,
-) -> None:
-    """Take in the pictures of a folder (never changed; what can't be decoded is skipped and named).
-
-    Running it again with more pictures adds those.
-    """
-    from services.datasets import add_pictures
-
-    add_pictures(open_home(home), character, folder, trigger, class_word, console)
-
-
-@dataset_app.command("caption")
-def dataset_caption(character: CharacterArgument, home: HomeOption = None) -> None:
-    """Tag and caption the pictures with the captioning models on Ray Serve, then render captions.
-
-    Only pictures that a model has not yet seen are sent to it.
-    """
-    from services.datasets import caption_pictures
-    from services.engine import running_ray
-
-    farm = open_home(home)
-    with running_ray(farm):
-        caption_pictures(farm, [character], console)
-
-
-@dataset_app.command("freeze")
-def dataset_freeze(
-    character: CharacterArgument,
-    holdout: Annotated[
-        float,
-        typer.Option(min=0.0, max=0.5, help="Share kept out of training, as scoring references."),
-    ] = 0.2,
-    home: HomeOption = None,
-) -> None:
-    """Make an immutable dataset version; the same pictures and captions are not frozen twice."""
-    from services.datasets import freeze_dataset
-
-    freeze_dataset(open_home(home), character, holdout, console)
-
-
-@dataset_app.command("show")
-def dataset_show(character: CharacterArgument, home: HomeOption = None) -> None:
-    """The pictures, their captions, what was skipped and why, and the versions made so far."""
-    from services.datasets import show_dataset
-
-    show_dataset(open_home(home), character, console)
 
 
 @app.command()

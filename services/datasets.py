@@ -15,13 +15,18 @@ from captioning import (
     STARTER_CAPTIONER,
     STARTER_TAGGER,
     DatasetVersion,
+    Decision,
     IntakeReport,
     add_character,
     caption_all,
+    decide,
+    find_image,
     freeze,
+    kept_images,
     list_dataset_versions,
     load_captions,
     load_character,
+    load_decisions,
     load_images,
     load_skipped,
     make_character,
@@ -51,7 +56,7 @@ def add_pictures(
 def caption_pictures(home: Home, names: list[str], console: Console) -> None:
     """Observe and caption the pictures of the characters `names`; Ray must be running."""
     store = home.store
-    pictures = {name: load_images(store, name) for name in names}
+    pictures = {name: kept_images(store, name) for name in names}
     characters = {name: load_character(store, name) for name in names}
     tagger = home.settings.tagger or STARTER_TAGGER
     captioner = home.settings.captioner or STARTER_CAPTIONER
@@ -77,6 +82,18 @@ def freeze_dataset(home: Home, name: str, holdout: float, console: Console) -> D
     return dataset
 
 
+def decide_picture(
+    home: Home, name: str, picture: str, keep: bool, reason: str, console: Console
+) -> None:
+    """Drop one picture from the versions made from now on, or take it back in."""
+    image = find_image(home.store, name, picture)
+    decide(home.store, name, [Decision(image=image.sha256, keep=keep, reason=reason)])
+    left = len(kept_images(home.store, name))
+    console.print(
+        f"[green]✓[/] {image.source} is {'kept' if keep else 'dropped'}; {left} pictures in"
+    )
+
+
 def show_dataset(home: Home, name: str, console: Console) -> None:
     """Print the character's pictures with captions, what was skipped, and the versions."""
     store = home.store
@@ -85,9 +102,13 @@ def show_dataset(home: Home, name: str, console: Console) -> None:
     console.print(
         f"[bold]{name}[/]: trigger [bold]{character.trigger}[/], class {character.class_word}"
     )
+    decisions = load_decisions(store, name)
     table = Table("picture", "size", "caption")
     for image in load_images(store, name):
         caption = captions.get(image.sha256, "[dim]not captioned yet[/]")
+        decision = decisions.get(image.sha256)
+        if decision is not None and not decision.keep:
+            caption = f"[yellow]dropped[/] by {decision.by}: {decision.reason or decision.code}"
         table.add_row(image.source, f"{image.width}×{image.height}", caption)
     console.print(table)
     for skipped in load_skipped(store, name):

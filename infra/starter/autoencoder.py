@@ -33,9 +33,10 @@ BATCH = 8
 LR = 2.5e-3
 EMA_DECAY = 0.998
 KL_WEIGHT = 2e-4  # of the KL divergence averaged over latent elements
+REFINE_KL_WEIGHT = 2e-5  # once the latents are in shape, detail counts for more than smoothness
 SEED = 21
 # How strongly refining holds the latents where they are (mean square, latents of variance 1).
-HOLD_WEIGHT = 0.05
+HOLD_WEIGHT = 0.02
 JOINT, REFINED = "autoencoder.pt", "refined.pt"
 LATENTS, STATISTICS = "latents.npy", "latent_statistics.npy"
 
@@ -146,7 +147,7 @@ def refine(work: Path, steps: int) -> None:
         l1 = (y - x).abs().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         moved = (posterior.mean - torch.from_numpy(latents[rows]).float()).square().mean()
-        loss = l1 + (y - x).square().mean() + KL_WEIGHT * kl + HOLD_WEIGHT * moved
+        loss = l1 + (y - x).square().mean() + REFINE_KL_WEIGHT * kl + HOLD_WEIGHT * moved
         training.update(loss, steps, 0.6)
         if training.step % 100 == 0:
             took = time.monotonic() - started
