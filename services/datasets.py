@@ -73,11 +73,20 @@ def caption_pictures(home: Home, names: list[str], console: Console) -> None:
 
 def freeze_dataset(home: Home, name: str, holdout: float, console: Console) -> DatasetVersion:
     """Freeze the captioned pictures of the character `name`."""
+    from training import ADVISED_VIEWS, Recipe, steps_for_views  # heavy: torch
+
     character = load_character(home.store, name)
     dataset = freeze(home.store, character, holdout)
     console.print(
         f"[green]✓[/] {name}: dataset {dataset.name}, {len(dataset.train)} pictures to train on, "
         f"{len(dataset.holdout)} held out"
+    )
+    recipe = Recipe()
+    steps = [str(steps_for_views(views, recipe, len(dataset.train))) for views in ADVISED_VIEWS]
+    console.print(
+        f"  [dim]{', '.join(map(str, ADVISED_VIEWS))} views per image are {', '.join(steps)} steps "
+        f"at batch {recipe.batch_size}; guides disagree which is best: train to the most, score "
+        "each on the way[/]"
     )
     return dataset
 

@@ -21,7 +21,7 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
     record = newest_sweep(home.store, character)
     dataset = dataset_of(home.store, record)
     plan = plan_sweep(record.config, dataset, record.base_hash, record.sweep)
-    scored = candidates(home.store, record, plan.trials)
+    scored = candidates(home.store, record, plan.trials, dataset, home.settings.workers)
     if not scored:
         raise UserError(
             f"sweep {record.sweep}",
@@ -40,7 +40,7 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
 def print_leaderboard(winner: Winner, console: Console) -> None:
     """A table of all checkpoints, then the reason in a sentence."""
     table = Table("")
-    for heading in ("network", "step", "identity"):
+    for heading in ("network", "step", "views", "identity"):
         table.add_column(heading, no_wrap=True)
     for heading in ("fidel.", "drift", "leak", "memor.", "divers."):
         table.add_column(heading)
@@ -52,6 +52,7 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
             mark,
             f"{candidate.method} r{candidate.rank}",
             str(candidate.step),
+            "" if candidate.views is None else f"{candidate.views:.0f}",
             _interval(score.identity),
             f"{score.prompt_fidelity.value:.2f}",
             f"{score.drift.value:.2f}",
@@ -64,6 +65,7 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
     console.print(winner.reason, markup=False)
     base = winner.candidate.score.base_identity
     console.print(
+        "[dim]views: of each training picture up to that step[/]\n"
         f"[dim]identity: 0 is the bare base {_interval(base)}, 1 the references among themselves; "
         "= tied with the winner; dim rows fail a guard[/]"
     )

@@ -25,6 +25,7 @@ from training import (
     Score,
     ScoringConfig,
     list_checkpoints,
+    views_per_image,
 )
 
 SWEEP_FILE = "sweep.json"
@@ -97,9 +98,15 @@ def scores_dir(store: Store, record: SweepRecord) -> Path:
 
 
 def candidates(
-    store: Store, record: SweepRecord, trials: tuple[PlannedTrial, ...]
+    store: Store,
+    record: SweepRecord,
+    trials: tuple[PlannedTrial, ...],
+    dataset: DatasetVersion,
+    workers: int,
 ) -> list[Candidate]:
     """Every checkpoint of the sweep that was scored as the sweep asks for.
+
+    `workers` trained it: a batch is one worker's, so it decides what a step is in views.
 
     A trial that several sweeps share may still have the scores of another one.
     """
@@ -112,8 +119,10 @@ def candidates(
                 continue
             score = Score.load(checkpoint.path)
             if _comparable(score.config) == wanted:
+                step = checkpoint.step
+                views = views_per_image(step, planned.recipe, len(dataset.train), workers)
                 found.append(
-                    Candidate(planned.trial, checkpoint.step, network.rank, network.method, score)
+                    Candidate(planned.trial, step, network.rank, network.method, score, views)
                 )
     return found
 

@@ -25,7 +25,7 @@ from services.report import (
 from services.settings import Home
 from services.sweep import PlannedTrial, plan_sweep
 from services.sweep_files import base_scores, candidates, dataset_of, newest_sweep
-from training import SUBJECT_SLOT, Candidate, Winner, choose_winner
+from training import SUBJECT_SLOT, Candidate, Winner, choose_winner, views_per_image
 
 
 def write_report(
@@ -52,7 +52,7 @@ def character_report(home: Home, name: str) -> CharacterReport:
     record = newest_sweep(store, name)
     dataset = dataset_of(store, record)
     plan = plan_sweep(record.config, dataset, record.base_hash, record.sweep)
-    scored = candidates(store, record, plan.trials)
+    scored = candidates(store, record, plan.trials, dataset, home.settings.workers)
     if not scored:
         raise UserError(
             f"sweep {record.sweep}", "no scored checkpoint yet", f"run `lorafarm sweep {name}`"
@@ -74,7 +74,7 @@ def character_report(home: Home, name: str) -> CharacterReport:
             holdout=_captioned(dataset.holdout),
             skipped=tuple(SkippedFile(s.source, s.reason) for s in load_skipped(store, name)),
         ),
-        trials=tuple(_trial(home, planned, winner) for planned in plan.trials),
+        trials=tuple(_trial(home, planned, winner, len(dataset.train)) for planned in plan.trials),
         winner=WinnerChoice(
             winner.candidate.trial, winner.candidate.step, winner.reason, winner.passed_guards
         ),
@@ -116,7 +116,7 @@ def _captioned(samples: tuple[Sample, ...]) -> tuple[CaptionedPicture, ...]:
     return tuple(CaptionedPicture(s.path, s.caption, s.path.name) for s in samples)
 
 
-def _trial(home: Home, planned: PlannedTrial, winner: Winner) -> TrialResult:
+def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> TrialResult:
     failed = {
         standing.candidate.step: standing.failed_guards
         for standing in winner.table
@@ -129,6 +129,7 @@ def _trial(home: Home, planned: PlannedTrial, winner: Winner) -> TrialResult:
         method=network.method,
         rank=network.rank,
         failed_guards=failed,
+        views_per_step=views_per_image(1, planned.recipe, pictures, home.settings.workers),
     )
 
 

@@ -39,6 +39,7 @@ from training import (
     base_facts,
     choose_winner,
     run_trials,
+    views_per_image,
 )
 
 # Events after which a trial's MLflow run is brought up to date.
@@ -93,10 +94,22 @@ def prepare_sweep(
     plan = plan_sweep(config, dataset, base.content_hash, source)
     for warning in plan.warnings:
         console.print(f"[yellow]note:[/] {warning}")
+    console.print(f"  {_views(plan, dataset, home.settings.workers)}")
     if home.settings.embedder and config.scoring.embedder is None:
         scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
         config = config.model_copy(update={"scoring": scoring})
     return Prepared(record_sweep(home.store, dataset, plan, config, base), plan, dataset)
+
+
+def _views(plan: SweepPlan, dataset: DatasetVersion, workers: int) -> str:
+    """What the trials' steps come to, for a person who thinks in views per image."""
+    pictures = len(dataset.train)
+    seen = {
+        f"{recipe.steps} steps = {views_per_image(recipe.steps, recipe, pictures, workers):.0f} "
+        f"views of each of {pictures} pictures"
+        for recipe in (planned.recipe for planned in plan.trials)
+    }
+    return "; ".join(sorted(seen))
 
 
 def run_sweep(home: Home, prepared: Prepared, console: Console) -> Finished:
@@ -141,7 +154,13 @@ def run_sweep(home: Home, prepared: Prepared, console: Console) -> Finished:
 
 def _choose(home: Home, prepared: Prepared) -> Winner:
     lost = failures(home.store, prepared.plan.trials)
-    scored = candidates(home.store, prepared.record, prepared.plan.trials)
+    scored = candidates(
+        home.store,
+        prepared.record,
+        prepared.plan.trials,
+        prepared.dataset,
+        home.settings.workers,
+    )
     if not scored:
         reasons = "; ".join(f"{trial}: {error}" for trial, error in lost.items())
         raise UserError(
@@ -191,7 +210,11 @@ class _Recorder:
             state = "failed" if planned.trial in lost else "finished"
             run_ids[planned.trial] = self.trial(planned, state)
             sheet = trial_sheet(
-                self._home.store, self._prepared.record, self._prepared.dataset, planned
+                self._home.store,
+                self._prepared.record,
+                self._prepared.dataset,
+                planned,
+                self._home.settings.workers,
             )
             if sheet is not None:
                 self._registry.record.log_picture(run_ids[planned.trial], "contact-sheet", sheet)

@@ -12,17 +12,25 @@ from training import SUBJECT_SLOT
 
 
 def trial_sheet(
-    store: Store, record: SweepRecord, dataset: DatasetVersion, planned: PlannedTrial
+    store: Store,
+    record: SweepRecord,
+    dataset: DatasetVersion,
+    planned: PlannedTrial,
+    workers: int,
 ) -> Image | None:
     """All checkpoints of one trial at the first seed; None when none was scored."""
-    scored = candidates(store, record, (planned,))
+    scored = candidates(store, record, (planned,), dataset, workers)
     if not scored:
         return None
     base = base_scores(store, record, scored[0].score)
     rows = [SheetRow("base model", base.row(base.folder))]
     for candidate in scored:
         folder = store.runs / candidate.trial / f"step-{candidate.step:06d}"
-        rows.append(SheetRow(f"step {candidate.step}", candidate.score.row(folder)))
+        rows.append(
+            SheetRow(
+                f"step {candidate.step}, {candidate.views:.0f} views", candidate.score.row(folder)
+            )
+        )
     subject = f"{dataset.trigger}, {dataset.class_word}"
     prompts = [prompt.replace(SUBJECT_SLOT, subject) for prompt in record.config.scoring.prompts]
     return contact_sheet(rows, prompts, [sample.path for sample in dataset.train])

@@ -19,9 +19,11 @@ from training.sampling import sample
 from training.scores import BaseScores, Score
 from training.scoring import score_base, score_checkpoint
 from training.selection import Candidate, Winner, choose_winner
+from training.views import ADVISED_VIEWS, steps_for_views, views_per_image
 from training.worker import FAILED_FILE, SweepJob, TrialSpec
 
 __all__ = [
+    "ADVISED_VIEWS",
     "FAILED_FILE",
     "STARTER_BASE",
     "SUBJECT_SLOT",
@@ -59,6 +61,8 @@ __all__ = [
     "sample",
     "score_base",
     "score_checkpoint",
+    "steps_for_views",
     "train",
     "trial_id",
+    "views_per_image",
 ]

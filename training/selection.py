@@ -26,6 +26,7 @@ class Candidate:
     rank: int
     method: str  # "lora" | "dora"
     score: Score
+    views: float | None = None  # of each training picture, on average, up to this step
 
     @property
     def title(self) -> str:

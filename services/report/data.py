@@ -59,6 +59,7 @@ class TrialResult:
     checkpoints: tuple[CheckpointResult, ...]
     losses: tuple[tuple[int, float], ...] = ()  # (step, loss)
     label: str = ""  # names the trial in plots; empty: made of method and rank
+    views_per_step: float | None = None  # of each training picture, on average
 
     @property
     def title(self) -> str:
@@ -201,6 +202,7 @@ def read_trial(
     failed_guards: Mapping[int, tuple[str, ...]] | None = None,
     seconds: float | None = None,
     label: str = "",
+    views_per_step: float | None = None,
 ) -> TrialResult:
     """The result that lies in a trial's folder; `failed_guards` are given by step.
 
@@ -226,6 +228,7 @@ def read_trial(
         checkpoints=checkpoints,
         losses=tuple((row.step, row.values["loss"]) for row in rows if "loss" in row.values),
         label=label,
+        views_per_step=views_per_step,
     )
 
 
