@@ -35,6 +35,15 @@ from captioning.decisions import (
 from captioning.decode import PictureError, upright_rgb
 from captioning.errors import UserError
 from captioning.findings import Finding, Severity, worst_first
+from captioning.framing import (
+    DIRECTIONS,
+    FRAMINGS,
+    Direction,
+    Framing,
+    direction_of,
+    framing_of,
+    side_unsigned,
+)
 from captioning.intake import (
     Image,
     IntakeReport,
@@ -62,6 +71,8 @@ STARTER_CAPTIONER = _STARTER / "captioner"
 STARTER_CLIP = _STARTER / "clip"
 
 __all__ = [
+    "DIRECTIONS",
+    "FRAMINGS",
     "STARTER_CAPTIONER",
     "STARTER_CLIP",
     "STARTER_TAGGER",
@@ -70,8 +81,10 @@ __all__ = [
     "Character",
     "DatasetVersion",
     "Decision",
+    "Direction",
     "Embedder",
     "Finding",
+    "Framing",
     "Image",
     "IntakeReport",
     "Observation",
@@ -90,8 +103,10 @@ __all__ = [
     "caption_all",
     "content_hash",
     "decide",
+    "direction_of",
     "dropped_images",
     "find_image",
+    "framing_of",
     "freeze",
     "intrinsic_tags",
     "kept_images",
@@ -114,6 +129,7 @@ __all__ = [
     "render",
     "require_passable",
     "serve_observers",
+    "side_unsigned",
     "sync_directory",
     "take_in",
     "upright_rgb",
