@@ -11,8 +11,8 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,22 +43,35 @@ _ENVIRONMENT = {
 
 @contextmanager
 def running_ray(home: Home) -> Iterator[None]:
-    """Have Ray running inside the `with` block.
+    """Have Ray running inside the whole `with` block; see `ray_when_needed`."""
+    with ray_when_needed(home) as start:
+        start()
+        yield
 
-    Local mode starts as many logical CPUs as one worker group needs. Token authentication is on
-    in both modes; the local token is the home's own file, readable by its owner only.
-    Raises UserError when a cluster's address does not answer.
+
+@contextmanager
+def ray_when_needed(home: Home) -> Iterator[Callable[[], None]]:
+    """Hold the home's lock; the function given to the `with` block starts Ray when first called.
+
+    A command that finds everything done then ends in seconds. Local mode starts as many logical
+    CPUs as one worker group needs. Token authentication is on in both modes; the local token is
+    the home's own file, readable by its owner only. The function raises UserError when a cluster's
+    address does not answer.
     """
-    os.environ.update(_ENVIRONMENT)
-    os.environ["RAY_AUTH_MODE"] = "token"
-    import ray
+    with _alone(home.path), ExitStack() as started:
 
-    with _alone(home.path), redirect_stdout(_WithoutServeNoise(sys.stdout)):
-        _start(home)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        def start() -> None:
+            os.environ.update(_ENVIRONMENT)  # before Ray is imported
+            os.environ["RAY_AUTH_MODE"] = "token"
+            import ray
+
+            if ray.is_initialized():
+                return
+            started.enter_context(redirect_stdout(_WithoutServeNoise(sys.stdout)))
+            started.callback(ray.shutdown)
+            _start(home)
+
+        yield start
 
 
 class _WithoutServeNoise:

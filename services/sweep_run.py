@@ -6,6 +6,7 @@ first, so that a command that was killed goes on and never does or registers any
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from captioning import DatasetVersion, UserError, latest_dataset, load_config
 from services.adapters import Registered, register_winner
-from services.engine import running_ray
+from services.engine import ray_when_needed
 from services.leaderboard import print_leaderboard
 from services.progress import Display, Step
 from services.registry import Registry
@@ -33,6 +34,7 @@ from services.trial_record import DatasetReference, TrialRecord
 from services.trial_sheet import trial_sheet
 from training import (
     STARTER_BASE,
+    Candidate,
     SweepJob,
     TrialSpec,
     Winner,
@@ -64,8 +66,8 @@ def sweep_command(home: Home, character: str, config: Path | None, console: Cons
     dataset = latest_dataset(home.store, character)
     source = str(config) if config else "the default sweep"
     prepared = prepare_sweep(home, dataset, parsed, source, console)
-    with running_ray(home):
-        finished = run_sweep(home, prepared, console)
+    with ray_when_needed(home) as start_ray:
+        finished = run_sweep(home, prepared, console, start_ray)
     print_leaderboard(finished.winner, console)
     console.print(f"registered as [bold]{finished.registered.reference}[/] @candidate")
     console.print(
@@ -112,8 +114,10 @@ def _views(plan: SweepPlan, dataset: DatasetVersion, workers: int) -> str:
     return "; ".join(sorted(seen))
 
 
-def run_sweep(home: Home, prepared: Prepared, console: Console) -> Finished:
-    """Train, score, record, choose, export and register; Ray must be running."""
+def run_sweep(
+    home: Home, prepared: Prepared, console: Console, start_ray: Callable[[], None]
+) -> Finished:
+    """Train, score, record, choose, export and register; Ray is started if there is work for it."""
     record, plan, dataset = prepared.record, prepared.plan, prepared.dataset
     registry = Registry(home.tracking_uri, home.artifacts)
     tags = {"base_hash": record.base_hash, "family": record.family, "dataset": dataset.name}
@@ -134,16 +138,20 @@ def run_sweep(home: Home, prepared: Prepared, console: Console) -> Finished:
     with Display(console) as display:
         steps = sum(planned.recipe.steps for planned in plan.trials)
         title = f"{dataset.character}: {len(plan.trials)} trials trained and scored"
-        with display.step(title, steps) as step:
-            watcher = _Watcher(plan, recorder, display, step)
-            run_trials(
-                job,
-                watcher,
-                settings.workers,
-                settings.cpus_per_worker,
-                _use_gpu(settings.use_gpu),
-                storage=sweep_dir(home.store, record) / "ray",
-            )
+        if _is_done(home, prepared):
+            display.say(f"  {title} before")
+        else:
+            start_ray()
+            with display.step(title, steps) as step:
+                watcher = _Watcher(plan, recorder, display, step)
+                run_trials(
+                    job,
+                    watcher,
+                    settings.workers,
+                    settings.cpus_per_worker,
+                    _use_gpu(settings.use_gpu),
+                    storage=sweep_dir(home.store, record) / "ray",
+                )
         with display.step(f"{dataset.character}: runs recorded in MLflow") as step:
             run_ids = recorder.finish(step)
     winner = _choose(home, prepared)
@@ -152,15 +160,29 @@ def run_sweep(home: Home, prepared: Prepared, console: Console) -> Finished:
     return Finished(record, plan, dataset, winner, registered, registry)
 
 
-def _choose(home: Home, prepared: Prepared) -> Winner:
-    lost = failures(home.store, prepared.plan.trials)
-    scored = candidates(
+def _is_done(home: Home, prepared: Prepared) -> bool:
+    """Whether every checkpoint that the sweep asks for is there and scored as it asks."""
+    scored = {(c.trial, c.step) for c in _candidates(home, prepared)}
+    return all(
+        (planned.trial, step) in scored
+        for planned in prepared.plan.trials
+        for step in planned.recipe.checkpoint_steps()
+    )
+
+
+def _candidates(home: Home, prepared: Prepared) -> list[Candidate]:
+    return candidates(
         home.store,
         prepared.record,
         prepared.plan.trials,
         prepared.dataset,
         home.settings.workers,
     )
+
+
+def _choose(home: Home, prepared: Prepared) -> Winner:
+    lost = failures(home.store, prepared.plan.trials)
+    scored = _candidates(home, prepared)
     if not scored:
         reasons = "; ".join(f"{trial}: {error}" for trial, error in lost.items())
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from captioning import load_config, write_atomic
 from services.datasets import add_pictures, caption_pictures, freeze_dataset
-from services.engine import running_ray
+from services.engine import ray_when_needed
 from services.leaderboard import print_leaderboard
 from services.report import character_sheet
 from services.report.page import duration
@@ -41,9 +42,10 @@ def run_demo(out: Path, console: Console) -> None:
         for name, trigger in CHARACTERS.items():
             add_pictures(home, name, package / "pictures" / name, trigger, CLASS_WORD, console)
         config = load_config(SweepConfig, package / "sweep.yaml")
-        with running_ray(home):
+        with ray_when_needed(home) as start_ray:
+            start_ray()
             caption_pictures(home, list(CHARACTERS), console)
-            finished = [_sweep(home, name, config, console) for name in CHARACTERS]
+            finished = [_sweep(home, name, config, console, start_ray) for name in CHARACTERS]
         for sweep in finished:
             _promote_and_show(sweep, console)
         report = write_report(home, list(CHARACTERS), out / REPORT_FILE, time.monotonic() - started)
@@ -55,9 +57,12 @@ def run_demo(out: Path, console: Console) -> None:
     console.print(f"total time: {duration(time.monotonic() - started)}")
 
 
-def _sweep(home: Home, name: str, config: SweepConfig, console: Console) -> Finished:
+def _sweep(
+    home: Home, name: str, config: SweepConfig, console: Console, start_ray: Callable[[], None]
+) -> Finished:
     dataset = freeze_dataset(home, name, HOLDOUT, console)
-    return run_sweep(home, prepare_sweep(home, dataset, config, "sweep.yaml", console), console)
+    prepared = prepare_sweep(home, dataset, config, "sweep.yaml", console)
+    return run_sweep(home, prepared, console, start_ray)
 
 
 def _promote_and_show(sweep: Finished, console: Console) -> None:

@@ -34,6 +34,7 @@ def test_from_a_folder_of_pictures_to_an_exported_adapter(
 
     again = lorafarm("sweep", "aya", "--config", sweep_file)
     assert "aya.sd15/1" in again, "the same sweep must not register a second version"
+    assert "2 trials trained and scored before" in again
 
     report = tmp_path / "report.html"
     assert "identity" in lorafarm("leaderboard", "aya", "--report", report)
