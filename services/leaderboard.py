@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,14 @@ from services.settings import Home
 from services.sweep import plan_sweep
 from services.sweep_files import candidates, dataset_of, newest_sweep
 from training import Interval, Winner, choose_winner
+
+SHORT_HEADINGS = {
+    "fid.": "prompt fidelity",
+    "drift": "drift",
+    "leak": "leak",
+    "mem.": "memorisation",
+    "div.": "diversity",
+}
 
 
 def leaderboard_command(home: Home, character: str, report: Path | None, console: Console) -> None:
@@ -39,11 +48,11 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
 
 def print_leaderboard(winner: Winner, console: Console) -> None:
     """A table of all checkpoints, then the reason in a sentence."""
-    table = Table("")
-    for heading in ("network", "step", "views", "identity"):
+    # Without rules between columns, so that every number can be read on 80 columns.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", min_width=1)
+    for heading in ("network", "step", "views", "identity", *SHORT_HEADINGS):
         table.add_column(heading, no_wrap=True)
-    for heading in ("fidel.", "drift", "leak", "memor.", "divers."):
-        table.add_column(heading)
     for standing in winner.table:
         candidate = standing.candidate
         score = candidate.score
@@ -63,9 +72,10 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
         table.add_row(*row, style="dim" if standing.failed_guards else "")
     console.print(table)
     console.print(winner.reason, markup=False)
+    named = ", ".join(f"{short} {long}" for short, long in SHORT_HEADINGS.items() if short != long)
     base = winner.candidate.score.base_identity
     console.print(
-        "[dim]views: of each training picture up to that step[/]\n"
+        f"[dim]views of each training picture up to that step; {named}[/]\n"
         f"[dim]identity: 0 is the bare base {_interval(base)}, 1 the references among themselves; "
         "= tied with the winner; dim rows fail a guard[/]"
     )
