@@ -46,9 +46,11 @@ from captioning.framing import (
 )
 from captioning.intake import (
     Image,
+    ImportedCaption,
     IntakeReport,
     Skipped,
     load_images,
+    load_imported,
     load_skipped,
     take_in,
 )
@@ -64,6 +66,7 @@ from captioning.observers.embedder import Embedder
 from captioning.rules import Rules, intrinsic_tags, render
 from captioning.serving import serve_observers
 from captioning.store import BlobStore, Store, content_hash, sync_directory, write_atomic
+from captioning.unpack import UnpackLimits
 
 _STARTER = Path(__file__).parent / "starter"
 STARTER_TAGGER = _STARTER / "tagger"
@@ -86,6 +89,7 @@ __all__ = [
     "Finding",
     "Framing",
     "Image",
+    "ImportedCaption",
     "IntakeReport",
     "Observation",
     "ObserverClient",
@@ -97,6 +101,7 @@ __all__ = [
     "Severity",
     "Skipped",
     "Store",
+    "UnpackLimits",
     "UserError",
     "add_character",
     "blocking",
@@ -119,6 +124,7 @@ __all__ = [
     "load_dataset",
     "load_decisions",
     "load_images",
+    "load_imported",
     "load_observations",
     "load_overrides",
     "load_skipped",

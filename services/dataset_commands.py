@@ -6,7 +6,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,7 +22,9 @@ dataset_app = typer.Typer(
 @dataset_app.command("add")
 def dataset_add(
     character: CharacterArgument,
-    folder: Annotated[Path, typer.Argument(help="Folder with the character's pictures.")],
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Folders, ZIP files or pictures, one or several.")
+    ],
     trigger: Annotated[
         str,
         typer.Option(
@@ -32,15 +34,23 @@ def dataset_add(
     class_word: Annotated[
         str, typer.Option("--class-word", help="What the character is, in the base's words.")
     ] = "person",
+    captions: Annotated[
+        Literal["keep", "ignore"],
+        typer.Option(
+            "--captions",
+            help="What to do with captions beside the pictures: .txt, metadata.csv or .jsonl, "
+            "kohya's JSON.",
+        ),
+    ] = "keep",
     home: HomeOption = None,
 ) -> None:
-    """Take in the pictures of a folder (never changed; what can't be decoded is skipped and named).
+    """Take in pictures (never changed; what can't be decoded is skipped and named).
 
-    Running it again with more pictures adds those.
+    Running it again with more pictures adds those; one that was stopped goes on.
     """
     from services.datasets import add_pictures
 
-    add_pictures(open_home(home), character, folder, trigger, class_word, console)
+    add_pictures(open_home(home), character, pictures, trigger, class_word, console, captions)
 
 
 @dataset_app.command("caption")

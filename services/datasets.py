@@ -5,10 +5,14 @@ Thin: the captioning room does the work, this file shows it to a person.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from captioning import (
@@ -34,23 +38,47 @@ from captioning import (
     serve_observers,
     take_in,
 )
-from services.progress import Display
+from services.progress import Display, Step
 from services.settings import Home
 
 
 def add_pictures(
-    home: Home, name: str, folder: Path, trigger: str, class_word: str, console: Console
+    home: Home,
+    name: str,
+    pictures: Path | list[Path],
+    trigger: str,
+    class_word: str,
+    console: Console,
+    captions: Literal["keep", "ignore"] = "keep",
 ) -> IntakeReport:
-    """Make or find the character `name` and take in the pictures of `folder`."""
+    """Make or find the character `name` and take in `pictures`: folders, ZIP archives, files."""
     character = make_character(name, trigger, class_word)
     with Display(console) as display, display.step(f"{name}: pictures taken in") as step:
-        report = take_in(folder, home.store, character, step.advance_to)
+        report = take_in(pictures, home.store, character, _with_rate(step), captions)
     add_character(home.store, character)
     twice = f", {report.duplicates} exact duplicates merged" if report.duplicates else ""
     console.print(f"  {len(report.images)} pictures{twice}, {len(report.skipped)} skipped")
     for skipped in report.skipped:
-        console.print(f"  [yellow]skipped[/] {skipped.source}: {skipped.reason}", markup=True)
+        console.print(f"  [yellow]skipped[/] {escape(skipped.source)}: {escape(skipped.reason)}")
+    for note in report.notes:
+        console.print(f"  [yellow]note[/] {escape(note.source)}: {escape(note.reason)}")
+    if report.imported:
+        named = len({caption.sha256 for caption in report.imported})
+        console.print(f"  {named} pictures came with a caption, kept as imported")
     return report
+
+
+def _with_rate(step: Step) -> Callable[[int, int], None]:
+    """The step's callback, with pictures per second beside the bar."""
+    started = time.monotonic()
+
+    def advance(done: int, total: int) -> None:
+        seconds = time.monotonic() - started
+        if seconds > 0:
+            step.note(f"{done / seconds:.0f} pictures/s")
+        step.advance_to(done, total)
+
+    return advance
 
 
 def caption_pictures(home: Home, names: list[str], console: Console) -> None:

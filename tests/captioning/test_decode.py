@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from captioning import PictureError, upright_rgb
+from captioning.decode import decode, inspect
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -66,6 +67,29 @@ def test_of_an_animation_the_first_frame_is_seen():
         options = {"lossless": True} if kind == "WEBP" else {}
         data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         assert left_and_right(data) == (RED, RED)
+        assert inspect(data).frames == 3
+
+
+@pytest.mark.parametrize(
+    ("at_least_px", "size"),
+    [(75, (125, 76)), (76, (250, 151)), (151, (500, 302)), (302, (1000, 603)), (9000, (1000, 603))],
+)
+def test_a_jpeg_may_come_smaller_but_never_below_what_is_asked(at_least_px: int, size):
+    for mode in ("RGB", "L", "CMYK"):
+        data = saved(half(mode, 0, "white", (1000, 603)), "JPEG", quality=95)
+        small, kind = decode(data, at_least_px)
+        assert (small.size, small.mode, kind) == (size, "RGB", "JPEG")
+        exact = decode(data)[0].resize(size, Pillow.Resampling.BOX)
+        far = np.abs(np.subtract(np.asarray(small, int), np.asarray(exact, int)))
+        assert np.median(far) <= 1
+    assert decode(saved(Pillow.new("RGB", (900, 700)), "PNG"), at_least_px)[0].size == (900, 700)
+
+
+def test_a_smaller_jpeg_is_turned_upright_too():
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    data = saved(Pillow.new("RGB", (800, 400)), "JPEG", exif=exif)
+    assert decode(data, 100)[0].size == (100, 200)
 
 
 def test_a_picture_taken_sideways_is_turned_upright():

@@ -1,12 +1,16 @@
 import errno
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 from captioning_examples import png, saved
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
+import captioning.intake
 from captioning import (
     Character,
     IntakeReport,
@@ -20,6 +24,7 @@ from captioning import (
     load_skipped,
     take_in,
 )
+from captioning.sources import natural
 
 
 def reasons(report: IntakeReport) -> dict[str, str]:
@@ -49,12 +54,111 @@ def test_pictures_come_in_natural_order_with_their_bytes(
     assert load_character(store, "aya") == aya
 
 
-def test_the_folder_stays_as_it_was(pictures: Path, store: Store, aya: Character):
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files(pictures)}
+def test_what_was_given_stays_as_it_was_byte_for_byte(pictures: Path, store: Store, aya: Character):
+    (pictures / "1.txt").write_text("red hair")
+    (pictures / "broken.png").write_text("no picture")
+    with zipfile.ZipFile(pictures / "more.zip", "w") as made:
+        made.writestr("8.png", png("green"))
+    (pictures / "9.png").symlink_to(pictures / "1.png")
+
+    def state() -> dict[Path, tuple[bytes, int, int]]:
+        return {
+            path: (path.read_bytes(), path.lstat().st_mtime_ns, path.lstat().st_mode)
+            for path in files(pictures)
+        }
+
+    before, folder_time = state(), pictures.stat().st_mtime_ns
+    take_in([pictures, pictures / "more.zip"], store, aya)
+    assert (state(), pictures.stat().st_mtime_ns) == (before, folder_time)
+
+
+def test_folders_archives_and_files_are_taken_together(
+    tmp_path: Path, pictures: Path, store: Store, aya: Character
+):
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as made:
+        made.writestr("1.png", png("green"))
+        made.writestr("1.txt", "green hair")
+    other = tmp_path / "other" / "pictures"
+    other.mkdir(parents=True)
+    (other / "1.png").write_bytes(png("blue"))
+    single = tmp_path / "single.png"
+    single.write_bytes(png("white"))
+    report = take_in([pictures, tmp_path / "more.zip", other, single, pictures], store, aya)
+    assert [image.source for image in report.images[-3:]] == [
+        f"{tmp_path.name}/more.zip/1.png",
+        "other/pictures/1.png",
+        f"{tmp_path.name}/single.png",
+    ]
+    assert len(report.images) == 9 and report.duplicates == 0
+    assert [(one.source, one.text) for one in report.imported] == [
+        (f"{tmp_path.name}/more.zip/1.png", "green hair")
+    ]
+
+
+def test_a_single_picture_with_its_caption(pictures: Path, store: Store, aya: Character):
+    (pictures / "1.txt").write_text("red hair")
+    report = take_in([pictures / "1.png", pictures / "1.txt"], store, aya)
+    assert [image.source for image in report.images] == ["1.png"]
+    assert [(one.origin, one.text) for one in report.imported] == [("1.txt", "red hair")]
+
+
+def test_an_animation_is_taken_as_its_first_frame_and_said(
+    pictures: Path, store: Store, aya: Character
+):
+    frames = [Pillow.new("RGB", (40, 40), colour) for colour in ("red", "blue", "green")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    (pictures / "moving.gif").write_bytes(data)
+    report = take_in(pictures, store, aya)
+    assert [(note.source, note.reason) for note in report.notes] == [
+        ("moving.gif", "has 3 frames or pages; the first is used")
+    ]
+    assert load_images(store, "aya")[-1].frames == 3
+
+
+def test_an_intake_that_was_killed_goes_on_without_decoding_again(
+    pictures: Path, store: Store, aya: Character, monkeypatch: pytest.MonkeyPatch
+):
+    def stop_after_four(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take_in(pictures, store, aya, stop_after_four)
+    assert list_characters(store) == []
+    journal = store.characters / "aya" / "intake-journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])  # as a power cut would leave it
+    decoded = []
+    real = captioning.intake.inspect
+    monkeypatch.setattr(
+        captioning.intake, "inspect", lambda data: decoded.append(data) or real(data)
+    )
+    report = take_in(pictures, store, aya)
+    assert decoded == [(pictures / f"{number}.png").read_bytes() for number in (4, 5, 6)]
+    assert [image.source for image in report.images] == [f"{n}.png" for n in range(1, 7)]
+    assert not journal.exists()
     take_in(pictures, store, aya)
-    assert before == {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files(pictures)
-    }
+    assert len(decoded) == 3
+
+
+def test_what_a_killed_intake_saw_is_not_taken_by_another(
+    tmp_path: Path, pictures: Path, store: Store, aya: Character
+):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take_in(pictures, store, aya, stop)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.png").write_bytes(png("blue"))
+    take_in(tmp_path / "other", store, aya)
+    assert [image.source for image in load_images(store, "aya")] == ["x.png"]
+
+
+@settings(max_examples=200)
+@given(names=st.lists(st.text(st.sampled_from("0129²a.é٣"), max_size=6)))
+def test_any_names_can_be_put_in_order(names: list[str]):
+    backwards = list(reversed(names))
+    assert sorted(names, key=natural) == sorted(backwards, key=natural)
 
 
 def test_exact_duplicates_are_merged(pictures: Path, store: Store, aya: Character):
@@ -114,8 +218,10 @@ def test_no_picture_writes_nothing(tmp_path: Path, store: Store, aya: Character)
     (empty / "text.png").write_text("text")
     with pytest.raises(UserError, match=r"text\.png: not a picture"):
         take_in(empty, store, aya)
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match=r"text\.png: not a picture"):
         take_in(empty / "text.png", store, aya)
+    with pytest.raises(UserError, match="nothing was given"):
+        take_in([], store, aya)
     assert not store.root.exists()
 
 
@@ -182,7 +288,8 @@ def test_a_full_disk_leaves_no_character_and_nothing_half_written(
         take_in(pictures, store, aya)
     monkeypatch.undo()
     assert list_characters(store) == []
-    assert all(
-        hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in files(store.root)
-    )
+    written_files = {path.name: path.read_bytes() for path in files(store.root)}
+    journal = written_files.pop("intake-journal.jsonl")
+    assert len(written_files) == 4 and len(journal.split()) >= 4
+    assert all(hashlib.sha256(data).hexdigest() == name for name, data in written_files.items())
     assert len(take_in(pictures, store, aya).images) == 6
