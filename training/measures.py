@@ -35,10 +35,6 @@ class Interval(BaseModel):
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
-
     def scaled(self, factor: float, offset: float = 0.0) -> Interval:
         """`factor · x + offset` of value and bounds; `factor` > 0."""
         return Interval(
@@ -76,6 +72,15 @@ def resample_counts(count: int, resamples: int, seed: int) -> Floats:
 def mean_interval(values: Floats, counts: Floats) -> Interval:
     """Mean of `values` (N,) with the percentile interval over the resamples `counts` (B, N)."""
     return _interval(float(values.mean()), counts @ values / len(values))
+
+
+def tells_apart(higher: Floats, lower: Floats, counts: Floats) -> bool:
+    """Whether the mean of `higher` (N,) is above that of `lower` (N,) with confidence.
+
+    Paired: row n of both is the same prompt and noise, so what a prompt adds to both cancels out
+    and the percentile interval of the mean difference says more than two intervals side by side.
+    """
+    return mean_interval(higher - lower, counts).low > 0
 
 
 def pairwise_interval(distances: Floats, counts: Floats) -> Interval:

@@ -66,6 +66,10 @@ class Measured(_Record):
         description="(identity_raw - floor) / (ceiling - floor): 0 is the bare base, 1 the "
         "references among themselves."
     )
+    identities: tuple[float, ...] = Field(
+        description="Of every picture of the character, in the order of `pictures`; their mean is "
+        "identity. Checkpoints are compared picture by picture."
+    )
     prompt_fidelity: Interval = Field(
         description="How far pictures are nearer to their own prompt (trigger left out) than to "
         "the other prompts, as a share of what the base reaches: 1 is the base, 0 ignores prompts. "

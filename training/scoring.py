@@ -38,7 +38,7 @@ from training.sampling import sample
 from training.scores import SCORES_FILE, VECTORS_FILE, BaseScores, Picture, Score
 
 # Part of every key: raise it when pictures or measures come out differently.
-FORMAT = 1
+FORMAT = 2
 # With fewer held-out pictures the leave-one-out ceiling is the similarity of a single pair.
 MIN_HOLDOUT_REFERENCES = 3
 # Cosines of pictures of one prompt differ by a few hundredths from picture to picture; a difference
@@ -251,7 +251,8 @@ def _measure(
         return measures.mean_interval(values, counts)
 
     references, subject = base["references"], vectors["subject"]
-    raw = mean(measures.reference_similarity(subject, references))
+    likeness = measures.reference_similarity(subject, references)
+    raw = mean(likeness)
     base_raw = mean(measures.reference_similarity(base["subject"], references))
     floor = base_raw.value
     ceiling = measures.leave_one_out_similarity(references)
@@ -271,6 +272,7 @@ def _measure(
     distances = measures.pairwise_distances(subject)
     return {
         "identity": raw.scaled(1 / span, -floor / span),
+        "identities": tuple(((likeness - floor) / span).tolist()),
         "prompt_fidelity": mean(margins - base_margins).scaled(1 / fidelity_span, 1.0),
         "drift": mean(measures.paired_distances(vectors["unrelated"], base["unrelated"])),
         "leak": mean(moved).scaled(1 / span),

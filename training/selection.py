@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from captioning import UserError
+from training import measures
 from training.prompts import Limits
 from training.scores import Score
 
@@ -57,11 +60,11 @@ class Winner:
 def choose_winner(candidates: Sequence[Candidate], limits: Limits) -> Winner:
     """The highest identity among the candidates that pass the guards.
 
-    Candidates whose interval overlaps that of the highest are tied with it; among them the fewest
-    steps win, then the smaller rank, then the higher identity. If none passes, those that fail the
-    fewest guards are chosen from, and `passed_guards` is False. Raises ValueError without
-    candidates, UserError when their scores are not comparable (another base, dataset, config or
-    embedder).
+    Candidates that a paired bootstrap over pictures cannot tell from the highest are tied with it;
+    among them the fewest steps win, then the smaller rank, then the higher identity. If none
+    passes, those that fail the fewest guards are chosen from, and `passed_guards` is False. Raises
+    ValueError without candidates, UserError when their scores are not comparable (another base,
+    dataset, config or embedder).
     """
     if not candidates:
         raise ValueError("no scored checkpoint to choose from")
@@ -77,7 +80,7 @@ def choose_winner(candidates: Sequence[Candidate], limits: Limits) -> Winner:
     fewest = min(len(guards) for guards in failed)
     eligible = [c for c, guards in zip(candidates, failed, strict=True) if len(guards) == fewest]
     best = min(eligible, key=_by_identity)
-    tied = [c for c in eligible if c.score.identity.overlaps(best.score.identity)]
+    tied = [c for c in eligible if c is best or not _is_below(c, best)]
     chosen = min(tied, key=_cost)
     table = _table(candidates, failed, chosen, tied)
     above_base = chosen.score.identity.low > chosen.score.base_identity.high
@@ -103,6 +106,13 @@ def failed_guards(score: Score, limits: Limits) -> tuple[str, ...]:
         for name, value, limit, side in guards
         if limit is not None and (value < limit if side == "below" else value > limit)
     )
+
+
+def _is_below(candidate: Candidate, best: Candidate) -> bool:
+    config = best.score.config
+    of_best = np.array(best.score.identities)  # (N,)
+    counts = measures.resample_counts(len(of_best), config.bootstrap, config.bootstrap_seed)
+    return measures.tells_apart(of_best, np.array(candidate.score.identities), counts)
 
 
 def _cost(candidate: Candidate) -> tuple[float | str, ...]:

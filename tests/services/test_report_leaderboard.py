@@ -135,6 +135,7 @@ def test_score_as_training_writes_it_is_read(tmp_path: Path) -> None:
     score = Score(
         **measured,
         base_key="k",
+        identities=(0.5,),
         floor=0.1,
         ceiling=0.9,
         identity_normalised=True,

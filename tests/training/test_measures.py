@@ -170,11 +170,13 @@ def test_scaling_an_interval_keeps_its_order(
     assert scaled.value == pytest.approx(value * factor + offset)
 
 
-def test_overlap_counts_a_shared_bound() -> None:
-    left, right = Interval(value=0.1, low=0.0, high=0.2), Interval(value=0.3, low=0.2, high=0.4)
-    apart = Interval(value=0.5, low=0.41, high=0.6)
-    assert left.overlaps(right) and right.overlaps(left)
-    assert not right.overlaps(apart) and not apart.overlaps(right)
+def test_a_constant_lead_is_told_apart_however_far_pictures_scatter() -> None:
+    rng = np.random.default_rng(0)
+    values, counts = rng.normal(size=24), measures.resample_counts(24, 500, 0)
+    assert measures.tells_apart(values + 0.01, values, counts)
+    assert not measures.tells_apart(values, values, counts)
+    assert not measures.tells_apart(values, values + 0.01, counts)
+    assert not measures.tells_apart(rng.normal(size=24) + 0.01, values, counts)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,8 @@ def test_the_measures_are_their_formulas_on_the_stored_pictures(
     assert found.ceiling == pytest.approx(ceiling, abs=1e-6)
     assert found.identity_raw.value == pytest.approx(raw, abs=1e-6)
     assert found.identity.value == pytest.approx((raw - floor) / (ceiling - floor), abs=1e-5)
+    each = ((mine @ references.T).mean(1) - floor) / (ceiling - floor)
+    assert found.identities == pytest.approx(each, abs=1e-5)
 
     texts = embedder.embed_texts(["person, red", "person, green", "person, blue"]).astype(float)
     own = np.repeat(np.eye(3), 2, axis=0)  # two seeds a prompt
