@@ -11,14 +11,6 @@ from captioning.character import (
     make_character,
 )
 from captioning.config import load_config, parse_config
-from captioning.dataset import (
-    DatasetVersion,
-    Sample,
-    freeze,
-    latest_dataset,
-    list_dataset_versions,
-    load_dataset,
-)
 from captioning.decisions import (
     Decision,
     Override,
@@ -67,6 +59,16 @@ from captioning.rules import Rules, intrinsic_tags, render
 from captioning.serving import serve_observers
 from captioning.store import BlobStore, Store, content_hash, sync_directory, write_atomic
 from captioning.unpack import UnpackLimits
+from captioning.versions import (
+    DatasetVersion,
+    ModelUsed,
+    Sample,
+    find_dataset,
+    freeze,
+    latest_dataset,
+    list_dataset_versions,
+    load_dataset,
+)
 
 _STARTER = Path(__file__).parent / "starter"
 STARTER_TAGGER = _STARTER / "tagger"
@@ -91,6 +93,7 @@ __all__ = [
     "Image",
     "ImportedCaption",
     "IntakeReport",
+    "ModelUsed",
     "Observation",
     "ObserverClient",
     "Override",
@@ -110,6 +113,7 @@ __all__ = [
     "decide",
     "direction_of",
     "dropped_images",
+    "find_dataset",
     "find_image",
     "framing_of",
     "freeze",

@@ -13,14 +13,22 @@ from PIL import Image as Pillow
 from captioning import (
     Character,
     DatasetVersion,
+    Decision,
+    ModelUsed,
+    Override,
     Store,
     UserError,
     caption_all,
+    decide,
+    find_dataset,
     freeze,
     latest_dataset,
     list_dataset_versions,
     load_dataset,
+    load_images,
+    load_observations,
     observe,
+    override,
     take_in,
 )
 
@@ -121,6 +129,102 @@ def test_few_pictures_have_no_holdout(pictures: Path, store: Store, aya: Charact
     assert (len(version.train), len(version.holdout)) == (4, 0)
 
 
+def test_the_manifest_says_what_the_version_is_made_of(
+    pictures: Path, store: Store, captioned: Character
+):
+    first = freeze(store, captioned, findings={"IMG004": 2, "CAP101": 1})
+    assert (first.parent, dict(first.rules)) == (None, captioned.rules.model_dump(mode="json"))
+    assert first.models == (
+        ModelUsed("prose", "captioner", "r1"),
+        ModelUsed("tags", "tagger", "r1"),
+    )
+    decide(store, "aya", [Decision(image=first.train[0].sha256, keep=False, reason="blurred")])
+    override(store, "aya", Override(code="IMG004", reason="meant so", by="kim"))
+    second = freeze(store, captioned, seed=3)
+    assert second.parent == first.name
+    manifest = json.loads((second.path / "manifest.json").read_text())
+    assert manifest["overrides"] == [
+        {"code": "IMG004", "where": "", "reason": "meant so", "by": "kim"}
+    ]
+    assert manifest["split"] == {"holdout_share": 0.2, "seed": 3}
+    assert json.loads((first.path / "manifest.json").read_text())["findings"] == {
+        "CAP101": 1,
+        "IMG004": 2,
+    }
+    rejected = json.loads((second.path / "rejected.jsonl").read_text())
+    assert (rejected["source"], rejected["reason"]) == (first.train[0].source, "blurred")
+
+
+def test_rules_and_models_make_another_version(store: Store, captioned: Character):
+    names = {freeze(store, captioned).name[-8:]}
+    image = load_images(store, "aya")[0]
+    seen = load_observations(store, image.sha256)[0].model_copy(update={"revision": "r2"})
+    (store.observations / image.sha256 / f"{seen.model}@r2.json").write_text(
+        seen.model_dump_json(exclude_none=True)
+    )
+    names.add(freeze(store, captioned).name[-8:])
+    rules = captioned.rules.model_copy(update={"threshold": 0.5})
+    names.add(freeze(store, captioned.model_copy(update={"rules": rules})).name[-8:])
+    assert len(names) == 3
+
+
+def test_the_name_does_not_hang_on_file_names(
+    tmp_path: Path, pictures: Path, store: Store, captioned: Character
+):
+    for number in range(1, 7):
+        (pictures / f"{number}.png").rename(pictures / f"other{9 - number}.png")
+    other = Store(tmp_path / "other")
+    add(pictures, other, captioned)
+    assert freeze(store, captioned).name == freeze(other, captioned).name
+
+
+def test_the_holdout_covers_the_framings(pictures: Path, store: Store, aya: Character):
+    class Framed(Answers):
+        def ask(self, requests):
+            for place, seen in enumerate(super().ask(requests)):
+                if seen.tags is not None:
+                    framing = ("portrait", "upper body", "full body")[place // 2 % 3]
+                    seen = seen.model_copy(update={"tags": {framing: 0.9, **seen.tags}})
+                yield seen
+
+    observe(list(take_in(pictures, store, aya).images), store, Framed())
+    caption_all(store, aya)
+    version = freeze(store, aya, holdout_share=0.5)
+    assert {one.framing for one in version.holdout} == {"close-up", "upper", "full"}
+    assert {one.framing for one in version.train} == {"close-up", "upper", "full"}
+
+
+def test_a_version_is_found_by_what_people_call_it(
+    pictures: Path, store: Store, captioned: Character
+):
+    first = freeze(store, captioned)
+    (pictures / "7.png").write_bytes(png("blue"))
+    add(pictures, store, captioned)
+    second = freeze(store, captioned)
+    for name in ("aya@v1", "aya@1", "aya@v0001", f"aya@{first.name}"):
+        assert find_dataset(store, name) == first
+    for name in ("aya", "aya@", "aya@v2"):
+        assert find_dataset(store, name) == second
+    with pytest.raises(UserError, match=f"known are {first.name}, {second.name}"):
+        find_dataset(store, "aya@v3")
+    with pytest.raises(UserError, match="no dataset version yet"):
+        find_dataset(store, "ben@v1")
+    with pytest.raises(UserError, match="not a name"):
+        find_dataset(store, "../aya@v1")
+    twin = first.path.with_name("v0001-ffffffff")
+    twin.mkdir()
+    with pytest.raises(UserError, match="are both of that name"):
+        find_dataset(store, "aya@v1")
+
+
+def test_a_manifest_of_another_format_says_so(store: Store, captioned: Character):
+    version = freeze(store, captioned)
+    file = version.path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
+    with pytest.raises(UserError, match="written in format 1, not 2"):
+        load_dataset(version.path)
+
+
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 0.5), seed=st.integers(0, 3))
 def test_every_picture_is_in_exactly_one_split(
@@ -188,6 +292,12 @@ def change_manifest(version: DatasetVersion) -> Path:
     return file
 
 
+def change_parent(version: DatasetVersion) -> Path:
+    file = version.path / "manifest.json"
+    file.write_text(file.read_text().replace('"parent": null', '"parent": "v0007-00000000"'))
+    return file
+
+
 def tear_manifest(version: DatasetVersion) -> Path:
     file = version.path / "manifest.json"
     file.write_bytes(file.read_bytes()[:100])
@@ -207,6 +317,7 @@ def empty_manifest(version: DatasetVersion) -> Path:
         change_caption,
         remove_picture,
         change_manifest,
+        change_parent,
         tear_manifest,
         empty_manifest,
     ],

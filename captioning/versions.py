@@ -1,5 +1,6 @@
 """Dataset versions: images, captions and split, frozen in a folder that never changes.
 
+The name ends in a hash of what the version is: images, caption bytes, split, rules, model ids.
 Any other trainer can read the folder as it is: a one-line .txt beside each picture, a Hugging
 Face metadata.jsonl, a kohya dataset.toml.
 """
@@ -9,25 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from captioning.captions import load_captions
 from captioning.character import Character, plain
-from captioning.decisions import dropped_images, kept_images
+from captioning.decisions import dropped_images, kept_images, load_overrides
 from captioning.errors import UserError
+from captioning.framing import Framing, framing_of
+from captioning.holdout import MAX_HOLDOUT_SHARE, draw_holdout
 from captioning.intake import Image, load_skipped, read_image
+from captioning.manifest import MANIFEST, MANIFEST_FORMAT, identity, read_manifest, seal_of, spoiled
+from captioning.observations import Kind, Observation, load_observations
 from captioning.rows import to_lines
 from captioning.store import Store, content_hash, sync_directory
+from captioning.version_names import choose_version, is_version_name, split_reference
 
-MANIFEST = "manifest.json"
-# With fewer pictures nothing can be spared for a holdout.
-MIN_PICTURES_FOR_HOLDOUT = 5
-MAX_HOLDOUT_SHARE = 0.5
-_NAME = re.compile(r"v(\d{4})-([0-9a-f]{8})")
 _SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
@@ -40,6 +41,17 @@ class Sample:
     caption: str
     width: int
     height: int
+    source: str = ""  # the name it came under
+    framing: Framing | None = None  # None when its tags do not tell
+
+
+@dataclass(frozen=True)
+class ModelUsed:
+    """A model whose observations the captions were made of."""
+
+    kind: Kind
+    model: str
+    revision: str
 
 
 @dataclass(frozen=True)
@@ -54,15 +66,23 @@ class DatasetVersion:
     train: tuple[Sample, ...]
     holdout: tuple[Sample, ...]
     manifest_sha256: str
+    parent: str | None = None  # the version that was the newest when this one was frozen
+    rules: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    models: tuple[ModelUsed, ...] = ()
 
 
 def freeze(
-    store: Store, character: Character, holdout_share: float = 0.2, seed: int = 0
+    store: Store,
+    character: Character,
+    holdout_share: float = 0.2,
+    seed: int = 0,
+    findings: Mapping[str, int] | None = None,
 ) -> DatasetVersion:
     """Make a dataset version of the character's captioned images, or find the equal one.
 
-    The holdout (a share of 0 to 0.5) is drawn by `seed`; it is empty with fewer than 5 pictures.
-    Raises UserError when pictures have no caption yet, or there are none.
+    The holdout (a share of 0 to 0.5) covers the framings and is drawn by `seed`, see `holdout`.
+    `findings` are counts by code of what checks said, kept in the manifest. Raises UserError when
+    pictures have no caption yet, or there are none.
     """
     if not 0 <= holdout_share <= MAX_HOLDOUT_SHARE:
         raise UserError("holdout", f"{holdout_share}", f"give a share of 0 to {MAX_HOLDOUT_SHARE}")
@@ -75,20 +95,30 @@ def freeze(
             f"{len(bare)} of {len(images)} pictures have no caption",
             f"run `lorafarm dataset caption {character.name}`",
         )
+    models, framings = _observed(store, images)
     content = {
+        "format": MANIFEST_FORMAT,
         "character": character.name,
         "trigger": character.trigger,
         "class_word": character.class_word,
-        "images": _rows(images, captions, _draw_holdout(images, holdout_share, seed)),
+        "rules": character.rules.model_dump(mode="json"),
+        "models": [asdict(model) for model in models],
+        "images": _rows(images, captions, framings, draw_holdout(framings, holdout_share, seed)),
     }
-    digest = _digest(content)
+    digest = identity(content)
     versions = store.datasets / character.name
-    known = _known(versions)
+    known = version_names(store, character.name)
     for name in known:
         if name.endswith(digest):
             return load_dataset(versions / name)
     number = 1 + max((int(name[1:5]) for name in known), default=0)
     target = versions / f"v{number:04d}-{digest}"
+    content |= {
+        "parent": known[-1] if known else None,
+        "split": {"holdout_share": holdout_share, "seed": seed},
+        "findings": dict(sorted((findings or {}).items())),
+        "overrides": [one.model_dump() for one in load_overrides(store, character.name)],
+    }
     versions.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=versions, prefix=".new-") as temporary:
         building = Path(temporary) / target.name
@@ -109,17 +139,25 @@ def load_dataset(path: Path) -> DatasetVersion:
         raise UserError(
             str(path), f"no dataset version: {MANIFEST} is missing", "freeze one, or check the path"
         ) from error
-    manifest = _verified(path, raw)
+    manifest = read_manifest(raw, path)
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.is_file() or content_hash(file) != expected:
             state = "was changed" if file.is_file() else "is missing"
-            raise _spoiled(file, f"it {state} since the version was frozen", path)
+            raise spoiled(file, f"it {state} since the version was frozen", path)
     samples: dict[str, list[Sample]] = {"train": [], "holdout": []}
     for row in manifest["images"]:
-        place = path / row["file"]
-        sample = Sample(row["sha256"], place, row["caption"], row["width"], row["height"])
-        samples[row["split"]].append(sample)
+        samples[row["split"]].append(
+            Sample(
+                row["sha256"],
+                path / row["file"],
+                row["caption"],
+                row["width"],
+                row["height"],
+                row["source"],
+                row["framing"],
+            )
+        )
     return DatasetVersion(
         path.name,
         path,
@@ -129,65 +167,67 @@ def load_dataset(path: Path) -> DatasetVersion:
         tuple(samples["train"]),
         tuple(samples["holdout"]),
         hashlib.sha256(raw).hexdigest(),
+        manifest["parent"],
+        manifest["rules"],
+        tuple(ModelUsed(**model) for model in manifest["models"]),
     )
 
 
 def list_dataset_versions(store: Store, name: str) -> list[DatasetVersion]:
     """All versions of a character, oldest first."""
-    versions = store.datasets / plain(name)
-    return [load_dataset(versions / version) for version in _known(versions)]
+    return [load_dataset(store.datasets / name / one) for one in version_names(store, name)]
 
 
 def latest_dataset(store: Store, name: str) -> DatasetVersion:
     """The character's newest version; raises UserError when none was frozen."""
-    known = _known(store.datasets / plain(name))
+    return find_dataset(store, name)
+
+
+def find_dataset(store: Store, reference: str) -> DatasetVersion:
+    """The version that people name `aya@v2`, `aya@v0002`, `aya@v0002-1a2b3c4d`, or `aya`: newest.
+
+    Raises UserError naming the known ones when there is none, or more than one, of that name.
+    """
+    name, wanted = split_reference(reference)
+    known = version_names(store, name)
     if not known:
         raise UserError(
             f"character {name}", "no dataset version yet", f"run `lorafarm dataset freeze {name}`"
         )
-    return load_dataset(store.datasets / name / known[-1])
+    return load_dataset(store.datasets / name / choose_version(name, wanted, known))
 
 
-def _known(versions: Path) -> list[str]:
+def version_names(store: Store, name: str) -> list[str]:
+    """The names of a character's versions, oldest first, without reading them."""
+    versions = store.datasets / plain(name)
     if not versions.is_dir():
         return []
-    return sorted(folder.name for folder in versions.iterdir() if _NAME.fullmatch(folder.name))
+    return sorted(folder.name for folder in versions.iterdir() if is_version_name(folder.name))
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+def _observed(
+    store: Store, images: list[Image]
+) -> tuple[list[ModelUsed], dict[str, Framing | None]]:
+    """The models whose newest tags and prose the captions are made of; each image's framing."""
+    models: set[tuple[Kind, str, str]] = set()
+    framings: dict[str, Framing | None] = {}
+    for image in images:
+        newest: dict[Kind, Observation] = {}
+        for seen in load_observations(store, image.sha256):
+            if seen.tags is not None or seen.prose is not None:
+                newest[seen.kind] = seen
+        models |= {(kind, seen.model, seen.revision) for kind, seen in newest.items()}
+        tags = newest["tags"].tags if "tags" in newest else None
+        framings[image.sha256] = framing_of(tags or {})
+    return [ModelUsed(*model) for model in sorted(models)], framings
 
 
-def _verified(path: Path, raw: bytes) -> dict[str, Any]:
-    """The manifest, when its content is the one that the version's name was made of."""
-    try:
-        manifest: dict[str, Any] = json.loads(raw)
-        content = {key: value for key, value in manifest.items() if key != "files"}
-        same = path.name.endswith(f"-{_digest(content)}") and isinstance(manifest["files"], dict)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise _spoiled(path / MANIFEST, "it is not readable", path) from error
-    if not same:
-        raise _spoiled(path / MANIFEST, "it does not belong to the version of this name", path)
-    return manifest
-
-
-def _spoiled(file: Path, found: str, version: Path) -> UserError:
-    fix = f"delete {version} and run `lorafarm dataset freeze` again, or put the original back"
-    return UserError(str(file), found, fix)
-
-
-def _draw_holdout(images: list[Image], share: float, seed: int) -> set[str]:
-    """The sha256s held out: those with the lowest hashes, so that adding pictures moves few."""
-    if len(images) < MIN_PICTURES_FOR_HOLDOUT or share == 0:
-        return set()
-    count = max(1, round(share * len(images)))
-    names = [image.sha256 for image in images]
-    return set(
-        sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())[:count]
-    )
-
-
-def _rows(images: list[Image], captions: dict[str, str], held: set[str]) -> list[dict[str, Any]]:
+def _rows(
+    images: list[Image],
+    captions: dict[str, str],
+    framings: Mapping[str, Framing | None],
+    held: frozenset[str],
+) -> list[dict[str, Any]]:
     """One row for each image: where it lies in the version, in which split, with its caption."""
     numbers = {"train": 0, "holdout": 0}
     rows = []
@@ -201,6 +241,7 @@ def _rows(images: list[Image], captions: dict[str, str], held: set[str]) -> list
             | {
                 "caption": captions[image.sha256],
                 "split": split,
+                "framing": framings[image.sha256],
                 "file": f"{place}/{numbers[split]:04d}{suffix}",
             }
         )
@@ -241,8 +282,10 @@ def _write(
     (target / "dataset.toml").write_text(_kohya_toml(content["class_word"], side), "utf-8")
     files = sorted(file for file in target.rglob("*") if file.is_file())
     hashes = {file.relative_to(target).as_posix(): content_hash(file) for file in files}
-    manifest = json.dumps(content | {"files": hashes}, indent=1, ensure_ascii=False)
-    (target / MANIFEST).write_text(manifest + "\n", "utf-8")
+    manifest = content | {"files": hashes}
+    sealed = manifest | {"seal": seal_of(manifest)}
+    text = json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
+    (target / MANIFEST).write_text(text, "utf-8")
     for file in [*files, target / MANIFEST]:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
