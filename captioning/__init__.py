@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from captioning.captions import caption_all, load_captions
+from captioning.captions import (
+    CaptionChange,
+    caption_all,
+    caption_changes,
+    load_captions,
+)
 from captioning.character import (
     Character,
     add_character,
@@ -25,6 +30,7 @@ from captioning.decisions import (
     require_passable,
 )
 from captioning.decode import PictureError, upright_rgb
+from captioning.edits import Corrections, Edit, corrections, load_edits, record_edits
 from captioning.errors import UserError
 from captioning.findings import Finding, Severity, worst_first
 from captioning.framing import (
@@ -55,7 +61,9 @@ from captioning.observations import (
     observe,
 )
 from captioning.observers.embedder import Embedder
-from captioning.rules import Rules, intrinsic_tags, render
+from captioning.render import Caption, render, render_all
+from captioning.render_tags import Seen
+from captioning.rules import Fixed, Replace, Rules
 from captioning.serving import serve_observers
 from captioning.store import BlobStore, Store, content_hash, sync_directory, write_atomic
 from captioning.unpack import UnpackLimits
@@ -83,12 +91,17 @@ __all__ = [
     "STARTER_TAGGER",
     "BlobStore",
     "Box",
+    "Caption",
+    "CaptionChange",
     "Character",
+    "Corrections",
     "DatasetVersion",
     "Decision",
     "Direction",
+    "Edit",
     "Embedder",
     "Finding",
+    "Fixed",
     "Framing",
     "Image",
     "ImportedCaption",
@@ -99,8 +112,10 @@ __all__ = [
     "Override",
     "PictureError",
     "Quality",
+    "Replace",
     "Rules",
     "Sample",
+    "Seen",
     "Severity",
     "Skipped",
     "Store",
@@ -109,7 +124,9 @@ __all__ = [
     "add_character",
     "blocking",
     "caption_all",
+    "caption_changes",
     "content_hash",
+    "corrections",
     "decide",
     "direction_of",
     "dropped_images",
@@ -117,7 +134,6 @@ __all__ = [
     "find_image",
     "framing_of",
     "freeze",
-    "intrinsic_tags",
     "kept_images",
     "latest_dataset",
     "list_characters",
@@ -127,6 +143,7 @@ __all__ = [
     "load_config",
     "load_dataset",
     "load_decisions",
+    "load_edits",
     "load_images",
     "load_imported",
     "load_observations",
@@ -136,7 +153,9 @@ __all__ = [
     "observe",
     "override",
     "parse_config",
+    "record_edits",
     "render",
+    "render_all",
     "require_passable",
     "serve_observers",
     "side_unsigned",

@@ -61,6 +61,8 @@ class Character(BaseModel):
                 f"trigger and class_word are both {self.trigger!r}; the trigger must be a word "
                 "that the base model does not know"
             )
+        if self.trigger.casefold() in self.class_word.casefold().split():
+            raise ValueError(f"class_word contains the trigger {self.trigger!r}")
         return self
 
 
@@ -84,7 +86,10 @@ def plain(name: str) -> str:
 
 def add_character(store: Store, character: Character) -> None:
     """Keep the character; adding the same name again replaces trigger, class word and rules."""
-    text = yaml.safe_dump(character.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    # Defaults are left out: they come from the tagger and the base model's family.
+    data = character.model_dump(mode="json", exclude_defaults=True)
+    data |= {"class_word": character.class_word}
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     write_atomic(folder(store, character.name) / CHARACTER_FILE, text.encode())
 
 

@@ -25,6 +25,12 @@ def test_a_character_comes_back_as_it_was(store: Store):
     assert list_characters(store) == ["aya"]
 
 
+def test_only_what_differs_from_the_defaults_is_written(store: Store, aya: Character):
+    add_character(store, aya)
+    written = (store.characters / "aya" / "character.yaml").read_text()
+    assert written == "name: aya\ntrigger: ayatok\nclass_word: woman\n"
+
+
 def test_adding_again_replaces_the_rules(store: Store, aya: Character):
     add_character(store, aya)
     add_character(store, aya.model_copy(update={"rules": Rules(max_tags=3)}))
@@ -64,7 +70,7 @@ def test_an_unknown_character_is_answered_with_the_nearest(store: Store):
 
 
 def test_a_rule_misspelt_by_hand_is_found(store: Store, aya: Character):
-    add_character(store, aya)
+    add_character(store, aya.model_copy(update={"rules": Rules(threshold=0.4)}))
     file = store.characters / "aya" / "character.yaml"
     file.write_text(file.read_text().replace("threshold:", "treshold:"))
     with pytest.raises(UserError, match=r"rules\.treshold: unknown key; did you mean 'threshold'"):

@@ -127,8 +127,10 @@ def test_captions_are_kept_and_follow_the_rules(pictures: Path, store: Store, ay
     assert load_captions(store, "aya") == {}
     observe(images, store, Answers())
     captions = caption_all(store, aya)
-    # `smile` is on every picture, so the trigger absorbs it; `faint` is under the threshold.
-    assert captions == {image.sha256: f"ayatok, woman, tag {image.sha256[:4]}" for image in images}
+    # `smile` on every picture is still no trait of the character; `faint` is under the threshold.
+    assert captions == {
+        image.sha256: f"ayatok, woman, smile, tag {image.sha256[:4]}" for image in images
+    }
     assert load_captions(store, "aya") == captions
     both = aya.model_copy(update={"rules": Rules(form="tags+prose", intrinsic="keep")})
     short = images[0].sha256[:4]
