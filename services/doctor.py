@@ -135,8 +135,8 @@ def _optional() -> Iterator[Check]:
     extras = [
         ("import-linter and pytest (tests)", "pytest", "make test"),
         (
-            "psycopg2 (MLflow in Postgres)",
-            "psycopg2",
+            "psycopg (MLflow in Postgres)",
+            "psycopg",
             "pip install -c constraints.txt -e '.[postgres]'",
         ),
         (

@@ -45,11 +45,14 @@ class Registry:
     """Adapter versions and aliases; `record` holds the runs they come from."""
 
     def __init__(self, tracking_uri: str, artifacts: Path | None = None) -> None:
-        """Open (and, for `sqlite:///...`, create) the store; UserError when it cannot be read."""
+        """Open (and, for `sqlite:///...`, create) the store; UserError when it cannot be read.
+
+        `artifacts` is where files go when `tracking_uri` is a database; a server has its own place.
+        """
         self._tracking_uri = tracking_uri
         self._client = open_client(tracking_uri, artifacts)
-        embedded = artifacts if tracking_uri.startswith("sqlite:") else None
-        self.record = Record(self._client, embedded)
+        is_database = not tracking_uri.startswith(("http:", "https:"))
+        self.record = Record(self._client, artifacts if is_database else None)
 
     def register(self, name: str, run_id: str, files: Mapping[str, Path], card: AdapterCard) -> int:
         """Keep `files` with the run and return the number of the version that serves them.

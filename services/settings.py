@@ -70,7 +70,7 @@ class Home:
 
     @property
     def artifacts(self) -> Path:
-        """Where the embedded MLflow store puts artifacts; a tracking server uses its own."""
+        """Where MLflow's files go beside a database; a tracking server has its own place."""
         return self.path / "mlartifacts"
 
 
