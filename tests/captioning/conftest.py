@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from captioning_examples import png
 from hypothesis import settings
+from seaweed import seaweed
 from tiny_onnx import write_tagger
 
 from captioning import Character, Store
@@ -134,3 +136,10 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     CLIPProcessor(processor, tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server with the bucket `farm`."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as endpoint:
+        yield endpoint
