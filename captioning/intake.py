@@ -180,8 +180,9 @@ def load_imported(store: Store, name: str) -> dict[str, ImportedCaption]:
     """The caption that came with each image, by sha256, for those that have one.
 
     Of several the closest to the picture counts (see `sidecars.PRECEDENCE`), then the newest; all
-    are kept in the character's imported.jsonl.
+    are kept in the character's imported.jsonl. Raises UserError when the character is unknown.
     """
+    load_character(store, name)
     rows = read_rows(folder(store, name) / IMPORTED_FILE)
     every = [ImportedCaption(**row | {"tags": tuple(row["tags"])}) for row in rows]
     # The last one put into the dict counts.

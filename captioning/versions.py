@@ -23,6 +23,7 @@ from captioning.errors import UserError
 from captioning.framing import Framing, framing_of
 from captioning.holdout import MAX_HOLDOUT_SHARE, draw_holdout
 from captioning.intake import Image, load_skipped, read_image
+from captioning.kohya_toml import dataset_toml
 from captioning.manifest import MANIFEST, MANIFEST_FORMAT, identity, read_manifest, seal_of, spoiled
 from captioning.observations import Kind, Observation, load_observations
 from captioning.rows import to_lines
@@ -278,8 +279,10 @@ def _write(
     (target / "metadata.jsonl").write_text(to_lines(metadata["train"]), "utf-8")
     (target / "holdout.jsonl").write_text(to_lines(metadata["holdout"]), "utf-8")
     (target / "rejected.jsonl").write_text(to_lines(rejected), "utf-8")
-    side = min(min(image.width, image.height) for image in images)
-    (target / "dataset.toml").write_text(_kohya_toml(content["class_word"], side), "utf-8")
+    sides = (min(image.width, image.height) for image in images)
+    # Relative, for the folder may be anywhere: sd-scripts has to be started inside it.
+    kohya = dataset_toml("images", content["class_word"], sides)
+    (target / "dataset.toml").write_text(kohya, "utf-8")
     files = sorted(file for file in target.rglob("*") if file.is_file())
     hashes = {file.relative_to(target).as_posix(): content_hash(file) for file in files}
     manifest = content | {"files": hashes}
@@ -291,16 +294,3 @@ def _write(
             os.fsync(stream.fileno())
     for directory in (target / "images", target / "holdout", target):
         sync_directory(directory)
-
-
-def _kohya_toml(class_word: str, side_px: int) -> str:
-    """sd-scripts' dataset config; `image_dir` is relative, so start it inside this folder."""
-    words = json.dumps(class_word)  # a TOML basic string
-    # Buckets are multiples of 64 px; more than 1024 px no base of today is trained at.
-    resolution = max(64, min(1024, side_px // 64 * 64))
-    return (
-        "[general]\ncaption_extension = '.txt'\nkeep_tokens = 1\nshuffle_caption = true\n\n"
-        f"[[datasets]]\nresolution = {resolution}\nenable_bucket = true\n\n"
-        f"  [[datasets.subsets]]\n  image_dir = 'images'\n  class_tokens = {words}\n"
-        "  num_repeats = 1\n"
-    )
