@@ -32,6 +32,7 @@ from captioning.decisions import (
 from captioning.decode import PictureError, upright_rgb
 from captioning.edits import Corrections, Edit, corrections, load_edits, record_edits
 from captioning.errors import UserError
+from captioning.exports import ExportFormat, export_version
 from captioning.findings import Finding, Severity, worst_first
 from captioning.framing import (
     DIRECTIONS,
@@ -42,6 +43,7 @@ from captioning.framing import (
     framing_of,
     side_unsigned,
 )
+from captioning.imported import use_imported
 from captioning.intake import (
     Image,
     ImportedCaption,
@@ -52,6 +54,7 @@ from captioning.intake import (
     load_skipped,
     take_in,
 )
+from captioning.object_store import ObjectStore, open_objects
 from captioning.observations import (
     Box,
     Observation,
@@ -65,8 +68,10 @@ from captioning.render import Caption, render, render_all
 from captioning.render_tags import Seen
 from captioning.rules import Fixed, Replace, Rules
 from captioning.serving import serve_observers
+from captioning.sharing import Transfer, pull_version, push_version
 from captioning.store import BlobStore, Store, content_hash, sync_directory, write_atomic
 from captioning.unpack import UnpackLimits
+from captioning.version_diff import VersionDiff, diff_versions, marked
 from captioning.versions import (
     DatasetVersion,
     ModelUsed,
@@ -100,6 +105,7 @@ __all__ = [
     "Direction",
     "Edit",
     "Embedder",
+    "ExportFormat",
     "Finding",
     "Fixed",
     "Framing",
@@ -107,6 +113,7 @@ __all__ = [
     "ImportedCaption",
     "IntakeReport",
     "ModelUsed",
+    "ObjectStore",
     "Observation",
     "ObserverClient",
     "Override",
@@ -119,8 +126,10 @@ __all__ = [
     "Severity",
     "Skipped",
     "Store",
+    "Transfer",
     "UnpackLimits",
     "UserError",
+    "VersionDiff",
     "add_character",
     "blocking",
     "caption_all",
@@ -128,8 +137,10 @@ __all__ = [
     "content_hash",
     "corrections",
     "decide",
+    "diff_versions",
     "direction_of",
     "dropped_images",
+    "export_version",
     "find_dataset",
     "find_image",
     "framing_of",
@@ -150,9 +161,13 @@ __all__ = [
     "load_overrides",
     "load_skipped",
     "make_character",
+    "marked",
     "observe",
+    "open_objects",
     "override",
     "parse_config",
+    "pull_version",
+    "push_version",
     "record_edits",
     "render",
     "render_all",
@@ -162,6 +177,7 @@ __all__ = [
     "sync_directory",
     "take_in",
     "upright_rgb",
+    "use_imported",
     "worst_first",
     "write_atomic",
 ]

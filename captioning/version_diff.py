@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,10 +102,13 @@ def word_changes(before: str, after: str) -> list[Piece]:
     return pieces
 
 
-def marked(pieces: tuple[Piece, ...]) -> str:
-    """The pieces on one line, `[-out-]` and `{+in+}` as git's word diff writes them."""
-    forms = {"same": "{}", "out": "[-{}-]", "in": "{{+{}+}}"}
-    line = " ".join(forms[kind].format(text) for kind, text in pieces)
+# git's word diff.
+PLAIN_MARKS = {"same": "{}", "out": "[-{}-]", "in": "{{+{}+}}"}
+
+
+def marked(pieces: Iterable[Piece], marks: Mapping[str, str] = PLAIN_MARKS) -> str:
+    """The pieces on one line, what went out as `[-red-]` and what came in as `{+blue+}`."""
+    line = " ".join(marks[kind].format(text) for kind, text in pieces)
     return line.replace(" ,", ",")
 
 

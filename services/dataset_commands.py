@@ -119,3 +119,89 @@ def dataset_show(character: CharacterArgument, home: HomeOption = None) -> None:
     from services.datasets import show_dataset
 
     show_dataset(open_home(home), character, console)
+
+
+VersionArgument = Annotated[
+    str, typer.Argument(help="A version as `aya@v2`; only `aya` means the newest.")
+]
+UrlHelp = "s3://bucket/prefix, or a folder. S3's endpoint and credentials: docs/datasets.md."
+
+
+@dataset_app.command("use-captions")
+def dataset_use_captions(character: CharacterArgument, home: HomeOption = None) -> None:
+    """Use the captions that came with the pictures instead of rendered ones.
+
+    They become edits: captioning again keeps them, and your own edit of a caption wins.
+    """
+    from services.dataset_versions import use_captions
+
+    use_captions(open_home(home), character, console)
+
+
+@dataset_app.command("diff")
+def dataset_diff(
+    before: Annotated[str, typer.Argument(help="The older version, such as `aya@v2`.")],
+    after: Annotated[str, typer.Argument(help="The newer version, such as `aya@v3`.")],
+    home: HomeOption = None,
+) -> None:
+    """What changed between two dataset versions: pictures, captions word by word, rules, models."""
+    from services.dataset_versions import show_diff
+
+    show_diff(open_home(home), before, after, console)
+
+
+@dataset_app.command("export")
+def dataset_export(
+    version: VersionArgument,
+    to: Annotated[Path, typer.Option("--to", help="A new folder, or that of an earlier export.")],
+    form: Annotated[
+        Literal["kohya", "imagefolder", "ai-toolkit", "csv"],
+        typer.Option(
+            "--format",
+            help="kohya: .txt and dataset.toml. imagefolder: Hugging Face's metadata.jsonl. "
+            "ai-toolkit: .txt with \\[trigger]. csv: metadata.csv.",
+        ),
+    ],
+    views: Annotated[
+        int | None,
+        typer.Option(help="For kohya: how often an epoch shows each picture (num_repeats)."),
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a dataset version's training pictures and captions for another trainer.
+
+    The holdout stays out. Files that no export wrote are never written over.
+    """
+    from services.dataset_versions import export_dataset
+
+    export_dataset(open_home(home), version, form, to, views, console)
+
+
+@dataset_app.command("push")
+def dataset_push(
+    version: VersionArgument,
+    to: Annotated[str, typer.Option("--to", help=UrlHelp)],
+    home: HomeOption = None,
+) -> None:
+    """Put a dataset version into a bucket or a shared folder; what is there already is skipped.
+
+    Every file is read back and verified. Run it again when it was stopped: it goes on.
+    """
+    from services.dataset_versions import push_dataset
+
+    push_dataset(open_home(home), version, to, console)
+
+
+@dataset_app.command("pull")
+def dataset_pull(
+    version: VersionArgument,
+    source: Annotated[str, typer.Option("--from", help=UrlHelp)],
+    home: HomeOption = None,
+) -> None:
+    """Fetch a dataset version from a bucket or a shared folder; every file is verified.
+
+    Run it again when it was stopped: it goes on.
+    """
+    from services.dataset_versions import pull_dataset
+
+    pull_dataset(open_home(home), version, source, console)
