@@ -5,6 +5,7 @@ Thin: the captioning room does the work, this file shows it to a person.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 
 from rich.console import Console
@@ -56,7 +57,7 @@ def show_diff(home: Home, before: str, after: str, console: Console) -> VersionD
         for used in models:
             console.print(f"{mark} {used.kind} by {escape(used.model)} at {used.revision}")
     if diff.captions:
-        console.print(f"{len(diff.captions)} captions changed:")
+        console.print(f"{_counted(diff.captions, 'caption')} changed:")
     for change in diff.captions[:SHOWN_CAPTIONS]:
         line = marked([(kind, escape(text)) for kind, text in change.pieces], _MARKS)
         console.print(f"  [bold]{escape(change.source)}[/]: {line}")
@@ -69,9 +70,13 @@ def show_diff(home: Home, before: str, after: str, console: Console) -> VersionD
 
 def _list(console: Console, what: str, samples: tuple[Sample, ...], mark: str) -> None:
     if samples:
-        console.print(f"{len(samples)} pictures {what}:")
+        console.print(f"{_counted(samples, 'picture')} {what}:")
     for sample in samples:
         console.print(f"  {mark} {escape(sample.source)}  [dim]{sample.sha256[:12]}[/]")
+
+
+def _counted(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def export_dataset(
@@ -130,7 +135,7 @@ def use_captions(home: Home, name: str, console: Console) -> int:
     sources = {image.sha256: image.source for image in load_images(store, name)}
     for edit in edits:
         console.print(f"  {escape(sources[edit.image])}: {escape(edit.value)}")
-    console.print(f"[green]✓[/] {name}: {len(edits)} imported captions are used now, as edits")
+    console.print(f"[green]✓[/] {name}: {_counted(edits, 'imported caption')} used now, as edits")
     if edits and load_captions(store, name):
         caption_all(store, load_character(store, name))
         console.print("  the captions are rendered again")

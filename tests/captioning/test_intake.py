@@ -1,9 +1,11 @@
 import errno
 import hashlib
 import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from captioning_examples import png, saved
 from hypothesis import given, settings
@@ -152,6 +154,22 @@ def test_what_a_killed_intake_saw_is_not_taken_by_another(
     (tmp_path / "other" / "x.png").write_bytes(png("blue"))
     take_in(tmp_path / "other", store, aya)
     assert [image.source for image in load_images(store, "aya")] == ["x.png"]
+
+
+def test_one_picture_is_in_memory_at_a_time(tmp_path: Path, store: Store, aya: Character):
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for number in range(20):
+        colours = np.random.default_rng(number).integers(0, 256, (512, 512, 3), np.uint8)
+        (folder / f"{number}.bmp").write_bytes(saved(Pillow.fromarray(colours), "BMP"))
+    tracemalloc.start()
+    try:
+        report = take_in(folder, store, aya)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(report.images) == 20
+    assert peak_bytes < 4 * 1024 * 1024  # all together have 15 MB, one has 0.8 MB
 
 
 @settings(max_examples=200)
