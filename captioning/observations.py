@@ -6,7 +6,9 @@ moment it comes, so stopping in the middle loses nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -28,7 +30,8 @@ class Quality(BaseModel):
 
     sharpness: float = Field(description="Laplacian variance, grey 0-255, short side 512 px.")
     effective_px: int | None = Field(
-        description="Short side from which the picture looks enlarged; None when it is native."
+        None,
+        description="Short side from which the picture looks enlarged; None when it is native.",
     )
     luminance: float = Field(description="Mean grey, 0 to 1.")
     dark_share: float = Field(description="Share of pixels below 5 % grey.")
@@ -62,13 +65,19 @@ class Observation(BaseModel):
     kind: Kind
     model: str
     revision: str
-    tags: dict[str, float] | None = None  # scores from 0.05 up
+    tags: dict[str, float] | None = None  # scores from 0.05 up; general and character tags
+    other_tags: dict[str, float] | None = None  # ratings, artists and so on: never in a caption
+    categories: dict[str, int] | None = None  # of all tags but the general ones (0)
     prose: str | None = None
     embedding: tuple[float, ...] | None = None  # length 1
     quality: Quality | None = None
     boxes: tuple[Box, ...] | None = None
     milliseconds: float  # this picture's share of its batch
     error: str | None = None
+
+
+class ObservationsFailed(UserError):
+    """Models failed on some pictures; everything else was observed and stored."""
 
 
 class ObserverClient(Protocol):
@@ -79,7 +88,10 @@ class ObserverClient(Protocol):
         ...
 
     def ask(self, requests: Iterable[tuple[str, Kind, bytes]]) -> Iterator[Observation]:
-        """Answers to (sha256, kind, picture bytes), in any order, as they come."""
+        """Answers to (sha256, kind, picture bytes), in any order, as they come.
+
+        Requests for one picture follow each other, so that it need be decoded only once.
+        """
         ...
 
 
@@ -92,7 +104,9 @@ def observe(
     """Ask for every observation of `images` that the store does not have yet.
 
     An answer with an error is stored as well, for people to read, but the next run asks again.
-    Raises UserError naming the pictures on which models failed, after all others were observed.
+    What is there already counts as the newest again: a model that was changed back speaks for the
+    picture, not the one that was tried meanwhile. Raises ObservationsFailed naming the pictures on
+    which models failed, after all others were observed.
     """
     models = client.models()
     wanted = [
@@ -100,13 +114,12 @@ def observe(
         for image in images
         for kind, model in models.items()
     ]
-    missing = [(image, kind) for image, kind, path in wanted if not _answered(path)]
+    missing = [(image, kind) for image, kind, path in wanted if not _still_answered(path)]
     done = len(wanted) - len(missing)
     if progress:
         progress(done, len(wanted))
-    requests = ((image.sha256, kind, read_image(store, image)) for image, kind in missing)
     failed: list[Observation] = []
-    for answer in client.ask(requests):
+    for answer in client.ask(_requests(store, missing)):
         path = _path(store, answer.image, answer.model, answer.revision)
         write_atomic(path, answer.model_dump_json(exclude_none=True).encode())
         if answer.error is not None:
@@ -118,7 +131,7 @@ def observe(
         sources = {image.sha256: image.source for image in images}
         listed = [f"{sources[seen.image]} ({seen.model}: {seen.error})" for seen in failed]
         more = len(listed) - SHOWN_FAILURES
-        raise UserError(
+        raise ObservationsFailed(
             "captioning",
             f"{len({seen.image for seen in failed})} of {len(images)} pictures failed: "
             + "; ".join(listed[:SHOWN_FAILURES])
@@ -136,8 +149,19 @@ def load_observations(store: Store, sha256: str) -> list[Observation]:
     return [_read(file) for file in files]
 
 
-def _answered(path: Path) -> bool:
-    return path.exists() and _read(path).error is None
+def _requests(store: Store, missing: list[tuple[Image, Kind]]) -> Iterator[tuple[str, Kind, bytes]]:
+    """What to ask for; the bytes of a picture are read once, when its turn comes."""
+    for _, asked in groupby(missing, key=lambda row: row[0].sha256):
+        rows = list(asked)
+        data = read_image(store, rows[0][0])
+        yield from ((image.sha256, kind, data) for image, kind in rows)
+
+
+def _still_answered(path: Path) -> bool:
+    if not path.exists() or _read(path).error is not None:
+        return False
+    os.utime(path)  # from now on the newest
+    return True
 
 
 def _read(path: Path) -> Observation:

@@ -17,10 +17,18 @@ from rich.table import Table
 
 from captioning import (
     STARTER_CAPTIONER,
+    STARTER_CLIP,
     STARTER_TAGGER,
+    CaptionerConfig,
     DatasetVersion,
     Decision,
+    EmbedderConfig,
     IntakeReport,
+    ObservationsFailed,
+    ObserverConfig,
+    QualityConfig,
+    TaggerConfig,
+    UserError,
     add_character,
     caption_all,
     decide,
@@ -39,7 +47,7 @@ from captioning import (
     take_in,
 )
 from services.progress import Display, Step
-from services.settings import Home
+from services.settings import Home, Settings
 
 
 def add_pictures(
@@ -82,21 +90,44 @@ def _with_rate(step: Step) -> Callable[[int, int], None]:
 
 
 def caption_pictures(home: Home, names: list[str], console: Console) -> None:
-    """Observe and caption the pictures of the characters `names`; Ray must be running."""
+    """Observe and caption the pictures of the characters `names`; Ray must be running.
+
+    A picture on which a model failed does not hold up the others: it is told at the end, or raised
+    as UserError when a caption lacks what the model should have said.
+    """
     store = home.store
     pictures = {name: kept_images(store, name) for name in names}
     characters = {name: load_character(store, name) for name in names}
-    tagger = home.settings.tagger or STARTER_TAGGER
-    captioner = home.settings.captioner or STARTER_CAPTIONER
+    failures = []
     with Display(console) as display, ExitStack() as serving:
         with display.step("captioning models started on Ray Serve"):
-            client = serving.enter_context(serve_observers(tagger, captioner))
+            client = serving.enter_context(serve_observers(_observers(home.settings)))
         for name in names:
             with display.step(f"{name}: pictures observed") as step:
-                observe(pictures[name], store, client, step.advance_to)
-    for name in names:
-        captions = caption_all(store, characters[name])
-        console.print(f"  {name}: {len(captions)} captions, trigger first")
+                try:
+                    observe(pictures[name], store, client, step.advance_to)
+                except ObservationsFailed as failure:
+                    failures.append(failure)
+    try:
+        for name in names:
+            captions = caption_all(store, characters[name])
+            console.print(f"  {name}: {len(captions)} captions, trigger first")
+    except UserError as error:
+        raise (failures[0] if failures else error) from error
+    for told in failures:
+        console.print(f"  [yellow]not observed[/] {escape(str(told))}")
+
+
+def _observers(settings: Settings) -> tuple[ObserverConfig, ...]:
+    """The models that look at the pictures: those of the settings, or the usual four."""
+    if settings.observers is not None:
+        return settings.observers
+    return (
+        TaggerConfig(source=str(settings.tagger or STARTER_TAGGER)),
+        CaptionerConfig(source=str(settings.captioner or STARTER_CAPTIONER)),
+        EmbedderConfig(source=str(settings.embedder or STARTER_CLIP)),
+        QualityConfig(),
+    )
 
 
 def freeze_dataset(home: Home, name: str, holdout: float, console: Console) -> DatasetVersion:

@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from captioning import Store, load_config
+from captioning import ObserverConfig, Store, load_config
 
 HOME_VARIABLE = "LORAFARM_HOME"
 SETTINGS_FILE = "settings.yaml"
@@ -32,6 +32,11 @@ class Settings(BaseModel):
         None,
         description="MLflow tracking URI; none means the embedded store `mlflow.db` in the home.",
     )
+    base: str | None = Field(
+        None,
+        description="Path or hub id of the base that sweeps train on when they name none, and that "
+        "pictures are checked for; none means the starter base.",
+    )
     tagger: str | None = Field(
         None, description="Folder of a WD-style ONNX tagger; none means the starter tagger."
     )
@@ -42,6 +47,12 @@ class Settings(BaseModel):
     embedder: str | None = Field(
         None, description="Path or hub id of the CLIP that scores; none means the starter CLIP."
     )
+    observers: tuple[ObserverConfig, ...] | None = Field(
+        None,
+        min_length=1,
+        description="The models that look at the pictures and how each is served, see "
+        "docs/observing.md; none means the tagger, captioner and embedder above, and quality.",
+    )
     workers: int = Field(1, ge=1, le=1024, description="Ray Train workers in a worker group.")
     cpus_per_worker: int = Field(
         default_factory=lambda: max(1, os.cpu_count() or 1),
@@ -51,6 +62,13 @@ class Settings(BaseModel):
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."
     )
+
+    @model_validator(mode="after")
+    def _each_model_named_once(self) -> Settings:
+        for name in ("tagger", "captioner"):
+            if self.observers is not None and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` and `observers` are both set: name it in `observers`")
+        return self
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,19 @@ from captioning.observers.weights import (
 )
 
 BATCH = 64
+DIGITS = 6  # after the point, of what is stored
 
 
 class Embedder:
     """A CLIP loaded from a folder or a hub id, safetensors only."""
 
-    def __init__(self, path_or_id: Path | str) -> None:
+    def __init__(self, path_or_id: Path | str, threads: int | None = None) -> None:
+        """Raises UserError when there is no such model; without `threads` torch's own number."""
         import torch
         from transformers import AutoProcessor, CLIPModel
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         source = str(path_or_id)
         with loading(source, "CLIP model", "CLIPModel"):
             self._processor: Any = AutoProcessor.from_pretrained(source, backend="pil")
@@ -37,6 +41,14 @@ class Embedder:
         self._model: Any = model.eval().to(self._device)
         self.id = model_name(source)
         self.revision = revision_of(source, model.config)
+
+    def observe(self, pictures: list[Image.Image]) -> list[tuple[float, ...]]:
+        """The embedding of each RGB picture, of length 1, with the digits that float32 has.
+
+        Rounded, because the last bits depend on how many pictures share a batch.
+        """
+        rows = self.embed_images(pictures).astype(np.float64).round(DIGITS)
+        return [tuple(row) for row in rows.tolist()]
 
     def embed_images(self, pictures: list[Image.Image]) -> np.ndarray:
         """float32 (N, D), each row of length 1, for N RGB pictures."""

@@ -1,12 +1,13 @@
 """Multi-label taggers by the WD convention: an ONNX model and its selected_tags.csv.
 
-Pictures in, {tag: score} out. The convention is that of SmilingWolf's wd-tagger models: float32
+Pictures in, tags with scores out. The convention is that of SmilingWolf's wd-tagger models: float32
 NHWC input, BGR, 0 to 255, padded to a square with white, probabilities out.
 """
 
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,27 @@ from captioning.observers.weights import REVISION_DIGITS
 from captioning.store import content_hash
 
 MODEL_FILE, TAGS_FILE = "model.onnx", "selected_tags.csv"
-GENERAL, CHARACTER = 0, 4  # categories of selected_tags.csv; 9 is a rating
+# Categories of selected_tags.csv that captions are made of. Of the others the v2 and v3 models have
+# ratings (9); newer ones add artists (1), copyrights (3), meta tags (5) and more.
+GENERAL, CHARACTER = 0, 4
 LOWEST_SCORE = 0.05  # what an observation keeps
 # In these tags the underscore is drawn, not a space (the list of kohya's tagger script).
 KAOMOJI = {"0_0", "(o)_(o)", "+_+", "+_-", "._.", "<o>_<o>", "<|>_<|>", "=_=", ">_<", "3_3"}
 KAOMOJI |= {"6_9", ">_o", "@_@", "^_^", "o_o", "u_u", "x_x", "|_|", "||_||"}
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Scores from 0.05 up of one picture; the fields are those of an observation."""
+
+    tags: dict[str, float]  # general and character tags
+    other_tags: dict[str, float]  # all others
+    categories: dict[str, int]  # of all tags but the general ones
+
+    def fields(self) -> dict[str, Any]:
+        """For an observation; what is empty is left out, except for the tags themselves."""
+        extra = {"other_tags": self.other_tags, "categories": self.categories}
+        return {"tags": self.tags, **{name: value for name, value in extra.items() if value}}
 
 
 class Tagger:
@@ -59,8 +76,8 @@ class Tagger:
         self.id = folder.resolve().name
         self.revision = content_hash(folder)[:REVISION_DIGITS]
 
-    def observe(self, pictures: list[Image.Image]) -> list[dict[str, float]]:
-        """Scores from 0.05 up of general and character tags, for each RGB picture."""
+    def observe(self, pictures: list[Image.Image]) -> list[Tags]:
+        """All tags with a score from 0.05 up, for each RGB picture."""
         inputs = np.stack([_prepare(picture, self.size_px) for picture in pictures])  # (N, S, S, 3)
         step = self._batch or len(inputs)
         scores = [self._run(inputs[start : start + step]) for start in range(0, len(inputs), step)]
@@ -73,12 +90,17 @@ class Tagger:
         scores: np.ndarray = self._session.run(None, {self._input.name: padded})[0]
         return scores[: len(inputs)]
 
-    def _named(self, row: np.ndarray) -> dict[str, float]:
-        return {
-            name: round(float(score), 4)
-            for (name, category), score in zip(self._tags, row, strict=True)
-            if score >= LOWEST_SCORE and category in (GENERAL, CHARACTER)
-        }
+    def _named(self, row: np.ndarray) -> Tags:
+        tags: dict[str, float] = {}
+        other_tags: dict[str, float] = {}
+        categories: dict[str, int] = {}
+        for number in np.flatnonzero(row >= LOWEST_SCORE):
+            name, category = self._tags[number]
+            found = tags if category in (GENERAL, CHARACTER) else other_tags
+            found[name] = round(float(row[number]), 4)
+            if category != GENERAL:
+                categories[name] = category
+        return Tags(tags, other_tags, categories)
 
 
 def require_tagger(folder: Path) -> None:

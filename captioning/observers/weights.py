@@ -62,6 +62,20 @@ def model_name(source: str) -> str:
     return folder.resolve().name if folder.is_dir() else source.replace("/", "--")
 
 
+def identify_model(source: str) -> tuple[str, str]:
+    """(id, revision) as the loaded model will bear them, from its files and config alone.
+
+    Raises UserError when there is no such model.
+    """
+    require_model(source)
+    if Path(source).is_dir():
+        return model_name(source), revision_of(source, None)
+    from transformers import AutoConfig
+
+    with loading(source, "model", "AutoConfig"):
+        return model_name(source), revision_of(source, AutoConfig.from_pretrained(source))
+
+
 def revision_of(source: str, config: Any) -> str:
     """12 digits: of a folder's content hash, or of the hub commit that transformers loaded."""
     if Path(source).is_dir():

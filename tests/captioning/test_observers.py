@@ -23,19 +23,26 @@ def noise(seed: int, size: tuple[int, int] = (48, 40)) -> Pillow.Image:
 
 def test_the_tagger_feeds_bgr_from_0_to_255(tiny_tagger: Path):
     red, blue = Tagger(tiny_tagger).observe([RED, BLUE])
-    assert red == {"red hair": 0.9996, "^_^": 0.9996}  # sigmoid((255 - 128) / 16)
-    assert blue == {"blue sky": 0.9996}
+    assert red.tags == {"red hair": 0.9996, "^_^": 0.9996}  # sigmoid((255 - 128) / 16)
+    assert blue.tags == {"blue sky": 0.9996}
 
 
-def test_ratings_and_scores_below_5_percent_are_left_out(tiny_tagger: Path):
-    (seen,) = Tagger(tiny_tagger).observe([BLACK])
-    assert seen == {}  # the rating alone scores high
+def test_scores_below_5_percent_are_left_out_and_categories_are_kept(tiny_tagger: Path):
+    red, black = Tagger(tiny_tagger).observe([RED, BLACK])
+    assert black.tags == {}  # the rating alone scores high
+    assert black.other_tags == {"general": 0.9526} and black.categories == {"general": 9}
+    assert red.categories == {"general": 9, "red hair": 4}
+    assert black.fields() == {
+        "tags": {},
+        "other_tags": {"general": 0.9526},
+        "categories": {"general": 9},
+    }
 
 
 def test_the_tagger_pads_with_white_to_a_square(tiny_tagger: Path):
     wide = Pillow.new("RGB", (64, 32), "black")  # half of its square is white
     (seen,) = Tagger(tiny_tagger).observe([wide])
-    assert seen["blue sky"] == pytest.approx(1 / (1 + np.exp(0.5 / 16)), abs=0.02)
+    assert seen.tags["blue sky"] == pytest.approx(1 / (1 + np.exp(0.5 / 16)), abs=0.02)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
