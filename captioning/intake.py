@@ -140,7 +140,7 @@ def take_in(
             sidecars = [file for file in files if is_sidecar(file)]
             found, problems = read_sidecars(sidecars, [file for file, _ in taken])
             notes += [Skipped(*problem) for problem in problems]
-        hashes = {file.label: sha256 for file, sha256 in taken}
+        hashes = {(file.root, file.path): sha256 for file, sha256 in taken}
         report = IntakeReport(
             tuple(images.values()),
             tuple(skipped),
@@ -148,7 +148,7 @@ def take_in(
             tuple(_imported(one, hashes) for one in found),
             tuple(notes),
         )
-        _record(store, character, report, set(hashes))
+        _record(store, character, report, {file.label for file, _ in taken})
         journal.forget()
     return report
 
@@ -282,8 +282,8 @@ def _image(data: bytes, sha256: str, source: str) -> Image:
     return Image(sha256, facts.width, facts.height, facts.format, source, facts.frames)
 
 
-def _imported(found: Found, hashes: dict[str, str]) -> ImportedCaption:
-    sha256 = hashes[found.picture.label]
+def _imported(found: Found, hashes: dict[tuple[str, str], str]) -> ImportedCaption:
+    sha256 = hashes[found.picture.root, found.picture.path]
     return ImportedCaption(
         sha256, found.picture.label, found.text, found.tags, found.form, found.origin
     )

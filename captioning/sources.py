@@ -54,7 +54,7 @@ class SourceFile:
 
     root: str  # what was given: files of one root may belong together
     path: str  # inside the root, with forward slashes
-    label: str  # unique among all that was given
+    label: str  # for people
     read: Callable[[], bytes]  # raises PictureError with the reason
 
     @property
@@ -89,14 +89,19 @@ def open_sources(
                 archive = opened.enter_context(open_archive(path, limits))
                 names = {member.name: member for member in archive.members}
                 files += [
-                    SourceFile(str(path), name, prefix + name, partial(archive.read, names[name]))
+                    SourceFile(
+                        str(path),
+                        name,
+                        prefix + _printable(name),
+                        partial(archive.read, names[name]),
+                    )
                     for name in sorted(names, key=natural)
                     if not _hidden(name)
                 ]
             else:
                 label = _printable(prefix.rstrip("/") or path.name)
                 read = partial(_read_file, path)
-                files.append(SourceFile(str(path.parent), path.name, label, read))
+                files.append(SourceFile(str(path.absolute().parent), path.name, label, read))
         yield files
 
 
@@ -110,6 +115,8 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     return key, name
 
 
+# Control characters could write over the terminal that they are shown in.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _GIVE = "give the folder that holds the pictures, a ZIP file, or the pictures themselves"
 
 
@@ -142,8 +149,9 @@ def _hidden(name: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    """Bytes that are no UTF-8 become the replacement character."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """Bytes that are no UTF-8, and control characters, become the replacement character."""
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return _CONTROL.sub("\ufffd", text)
 
 
 def _read_inside(file: Path, folder: Path) -> bytes:

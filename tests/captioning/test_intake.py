@@ -277,8 +277,12 @@ def test_a_known_character_keeps_its_rules_and_its_trigger(
 def test_odd_file_names_survive(pictures: Path, store: Store, aya: Character):
     (pictures / "line\u2028break é 猫.png").write_bytes(png("blue"))
     Path(os.fsdecode(os.fsencode(pictures) + b"/latin\xe9.png")).write_bytes(png("green"))
-    take_in(pictures, store, aya)
+    (pictures / "\x1b[31mred\x07.png").write_bytes(png("white"))
+    (pictures / "\x1b[31mred\x07.txt").write_text("red coat")
+    report = take_in(pictures, store, aya)
     sources = [image.source for image in load_images(store, "aya")]
+    assert "\ufffd[31mred\ufffd.png" in sources
+    assert [one.text for one in report.imported] == ["red coat"]
     assert "line\u2028break é 猫.png" in sources
     assert "latin\ufffd.png" in sources
 
