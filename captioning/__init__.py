@@ -6,7 +6,10 @@ from captioning.captions import (
     CaptionChange,
     caption_all,
     caption_changes,
+    caption_findings,
+    captioned,
     load_captions,
+    load_seen,
 )
 from captioning.character import (
     Character,
@@ -54,6 +57,7 @@ from captioning.intake import (
     load_skipped,
     take_in,
 )
+from captioning.lint import CODES, Captioned, fixes, lint
 from captioning.object_store import ObjectStore, open_objects
 from captioning.observations import (
     Box,
@@ -100,6 +104,7 @@ STARTER_CAPTIONER = _STARTER / "captioner"
 STARTER_CLIP = _STARTER / "clip"
 
 __all__ = [
+    "CODES",
     "DIRECTIONS",
     "FRAMINGS",
     "STARTER_CAPTIONER",
@@ -109,6 +114,7 @@ __all__ = [
     "Box",
     "Caption",
     "CaptionChange",
+    "Captioned",
     "CaptionerConfig",
     "Character",
     "Corrections",
@@ -154,6 +160,8 @@ __all__ = [
     "blocking",
     "caption_all",
     "caption_changes",
+    "caption_findings",
+    "captioned",
     "content_hash",
     "corrections",
     "decide",
@@ -163,10 +171,12 @@ __all__ = [
     "export_version",
     "find_dataset",
     "find_image",
+    "fixes",
     "framing_of",
     "freeze",
     "kept_images",
     "latest_dataset",
+    "lint",
     "list_characters",
     "list_dataset_versions",
     "load_captions",
@@ -179,6 +189,7 @@ __all__ = [
     "load_imported",
     "load_observations",
     "load_overrides",
+    "load_seen",
     "load_skipped",
     "make_character",
     "marked",

@@ -12,14 +12,17 @@ from captioning.character import Character, folder
 from captioning.decisions import kept_images
 from captioning.edits import load_corrections
 from captioning.errors import UserError
+from captioning.findings import Finding
 from captioning.intake import Image
-from captioning.observations import Kind, load_observations
+from captioning.lint import Captioned, lint
+from captioning.observations import Kind, Observation, load_observations
 from captioning.render import Caption, render_all
 from captioning.render_tags import Seen
 from captioning.rows import read_rows, write_rows
 from captioning.rules import Form
 from captioning.store import Store
 
+CHARACTER = 4  # the category of names of known characters in a WD tagger's selected_tags.csv
 CAPTIONS_FILE = "captions.jsonl"
 # What each form of caption is made of.
 _NEEDED: dict[Form, tuple[Kind, ...]] = {
@@ -67,6 +70,21 @@ def load_seen(store: Store, character: Character) -> dict[str, Seen]:
     Raises UserError when what the rules need was not observed for a picture.
     """
     return {image.sha256: _seen(store, character, image) for image in _kept(store, character)}
+
+
+def captioned(store: Store, character: Character) -> list[Captioned]:
+    """Each image's caption beside what the models said, as lint takes them; writes nothing."""
+    pictures = load_seen(store, character)
+    captions = render_all(pictures, character, load_corrections(store, character.name))
+    return [Captioned(sha256, captions[sha256], seen) for sha256, seen in pictures.items()]
+
+
+def caption_findings(store: Store, character: Character) -> list[Finding]:
+    """What lint says of the captions that captioning would give now, worst first.
+
+    Freezing asks `require_passable` about them.
+    """
+    return lint(captioned(store, character), character)
 
 
 def keep_captions(store: Store, character: Character, captions: dict[str, Caption]) -> None:
@@ -128,10 +146,11 @@ def _kept(store: Store, character: Character) -> list[Image]:
 def _seen(store: Store, character: Character, image: Image) -> Seen:
     tags: dict[str, float] | None = None
     prose: str | None = None
-    tagger = ""
+    tagger, characters = "", frozenset[str]()
     for said in load_observations(store, image.sha256):
         if said.tags is not None:
             tags, tagger = said.tags, said.model
+            characters = _character_names(said)
         if said.prose is not None:
             prose = said.prose
     seen_kinds = {"tags": tags is not None, "prose": prose is not None}
@@ -142,4 +161,10 @@ def _seen(store: Store, character: Character, image: Image) -> Seen:
             f"no {' and no '.join(lacking)} for {image.source} yet",
             f"run `lorafarm dataset caption {character.name}`",
         )
-    return Seen(tags or {}, prose or "", tagger)
+    return Seen(tags or {}, prose or "", tagger, characters)
+
+
+def _character_names(said: Observation) -> frozenset[str]:
+    """Those of its tags that name a known character, where the tagger tells."""
+    categories = said.categories or {}
+    return frozenset(tag for tag, category in categories.items() if category == CHARACTER)

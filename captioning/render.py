@@ -156,13 +156,23 @@ def _fit(
     count = len(fixed)
     if encoder.fits(_assemble(tags, count, prose, ready)):
         return tags, prose, []
-    kept, lost = list(tags), list[str]()
     places = {tag: place for place, tag in enumerate(tags)}
-    for tag in sorted(tags[count:], key=lambda tag: (scores[tag], -places[tag])):
-        kept.remove(tag)
-        lost.append(tag)
-        if encoder.fits(_assemble(kept, count, prose, ready)):
-            return kept, prose, lost
+    weakest = sorted(tags[count:], key=lambda tag: (scores[tag], -places[tag]))
+
+    def without(number: int) -> list[str]:
+        gone = set(weakest[:number])
+        return [tag for tag in tags if tag not in gone]
+
+    low, high = 1, len(weakest)
+    while low < high:  # the fewest that must go
+        middle = (low + high) // 2
+        if encoder.fits(_assemble(without(middle), count, prose, ready)):
+            high = middle
+        else:
+            low = middle + 1
+    kept, lost = without(high), weakest[:high]
+    if encoder.fits(_assemble(kept, count, prose, ready)):
+        return kept, prose, lost
     words = prose.split()
     left = _longest(words, lambda part: _assemble(kept, count, part, ready), encoder)
     while left and _unfinished(words[left - 1], ready):
@@ -213,6 +223,19 @@ def _by_hand(text: str, ready: Ready, encoder: Encoder) -> Caption:
         tuple(words[left:]),
         by_hand=True,
     )
+
+
+def read_caption(text: str, character: Character) -> Caption:
+    """A caption that was not rendered (a file beside a picture, an older version), as it stands.
+
+    Nothing is changed or cut, so that lint sees what a trainer would. Raises UserError when the
+    encoder of the rules cannot be loaded.
+    """
+    encoder, class_word = encoder_of(character), plain_tag(character.class_word)
+    parts = (plain_tag(split_weight(part)[0]) for part in text.split(","))
+    known = {"", character.trigger.lower(), class_word}
+    tags = tuple(dict.fromkeys(part for part in parts if part not in known))
+    return Caption(text, tags, (), "", encoder.count(text), encoder.limit, by_hand=True)
 
 
 def _visible_only(text: str) -> str:

@@ -146,10 +146,14 @@ def gather(seen: Seen, human: Corrections, ready: Ready) -> Gathered:
     removed: list[Removed] = []
     lowest = ready.rules.threshold_of(seen.tagger)
     scores: dict[str, float] = {}
-    for tag, score in sorted(seen.tags.items(), key=lambda item: (-item[1], item[0])):
-        needed = ready.rules.character_threshold if tag in seen.characters else lowest
-        if score < needed:
-            continue
+    accepted = [(-score, tag) for tag, score in seen.tags.items() if score >= lowest]
+    if seen.characters:
+        enough = ready.rules.character_threshold
+        accepted = [one for one in accepted if one[1] not in seen.characters]
+        accepted += [
+            (-seen.tags[tag], tag) for tag in seen.characters if seen.tags.get(tag, 0) >= enough
+        ]
+    for minus_score, tag in sorted(accepted):
         name = ready.cached_name(tag)
         if not name or name in scores:
             continue
@@ -159,7 +163,7 @@ def gather(seen: Seen, human: Corrections, ready: Ready) -> Gathered:
         elif plain in human.removed or name in human.removed:
             removed.append(Removed(name, "removed by hand"))
         else:
-            scores[name] = score
+            scores[name] = -minus_score
     hits = tuple(place for place, rule in enumerate(ready.replace) if _apply(rule, scores, removed))
     return Gathered(scores, tuple(removed), hits)
 

@@ -11,19 +11,26 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioning.captions import load_captions
+from captioning.captions import captioned, keep_captions, load_captions
 from captioning.character import Character, plain
-from captioning.decisions import dropped_images, kept_images, load_overrides
+from captioning.decisions import (
+    dropped_images,
+    kept_images,
+    load_overrides,
+    require_passable,
+)
 from captioning.errors import UserError
 from captioning.framing import Framing, framing_of
 from captioning.holdout import MAX_HOLDOUT_SHARE, draw_holdout
 from captioning.intake import Image, load_skipped, read_image
 from captioning.kohya_toml import dataset_toml
+from captioning.lint import lint
 from captioning.manifest import MANIFEST, MANIFEST_FORMAT, identity, read_manifest, seal_of, spoiled
 from captioning.observations import Kind, Observation, load_observations
 from captioning.rows import to_lines
@@ -82,20 +89,22 @@ def freeze(
     """Make a dataset version of the character's captioned images, or find the equal one.
 
     The holdout (a share of 0 to 0.5) covers the framings and is drawn by `seed`, see `holdout`.
-    `findings` are counts by code of what checks said, kept in the manifest. Raises UserError when
-    pictures have no caption yet, or there are none.
+    Captions are rendered and linted here, so that what is frozen is what the rules say now; the
+    counts of findings are kept in the manifest, with those of other checks given as `findings`.
+    Raises UserError when pictures have no caption yet, there are none, or lint blocks.
     """
     if not 0 <= holdout_share <= MAX_HOLDOUT_SHARE:
         raise UserError("holdout", f"{holdout_share}", f"give a share of 0 to {MAX_HOLDOUT_SHARE}")
     images = kept_images(store, character.name)
-    captions = load_captions(store, character.name)
-    bare = [image.source for image in images if image.sha256 not in captions]
+    kept = load_captions(store, character.name)
+    bare = [image.source for image in images if image.sha256 not in kept]
     if not images or bare:
         raise UserError(
             f"character {character.name}",
             f"{len(bare)} of {len(images)} pictures have no caption",
             f"run `lorafarm dataset caption {character.name}`",
         )
+    captions, linted = _passable_captions(store, character)
     models, framings = _observed(store, images)
     content = {
         "format": MANIFEST_FORMAT,
@@ -117,7 +126,7 @@ def freeze(
     content |= {
         "parent": known[-1] if known else None,
         "split": {"holdout_share": holdout_share, "seed": seed},
-        "findings": dict(sorted((findings or {}).items())),
+        "findings": dict(sorted((linted | dict(findings or {})).items())),
         "overrides": [one.model_dump() for one in load_overrides(store, character.name)],
     }
     versions.mkdir(parents=True, exist_ok=True)
@@ -204,6 +213,20 @@ def version_names(store: Store, name: str) -> list[str]:
     if not versions.is_dir():
         return []
     return sorted(folder.name for folder in versions.iterdir() if is_version_name(folder.name))
+
+
+def _passable_captions(store: Store, character: Character) -> tuple[dict[str, str], dict[str, int]]:
+    """(captions as the rules and edits give them now, counts by code of what lint says).
+
+    They are kept as the character's captions. Raises UserError when lint blocks and nobody has
+    overridden it.
+    """
+    captions = captioned(store, character)
+    findings = lint(captions, character)
+    require_passable(store, character.name, findings, load_overrides(store, character.name))
+    keep_captions(store, character, {one.image: one.caption for one in captions})
+    texts = {one.image: one.caption.text for one in captions}
+    return texts, dict(Counter(found.code for found in findings))
 
 
 def _observed(

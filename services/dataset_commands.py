@@ -87,6 +87,68 @@ PictureArgument = Annotated[
 ]
 
 
+@dataset_app.command("lint")
+def dataset_lint(
+    character: CharacterArgument,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Record the mechanical fixes as edits first.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, for programs.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """What is wrong with the captions, worst first; exit code 2 when something blocks freezing."""
+    from services.dataset_lint import lint_captions
+
+    raise typer.Exit(lint_captions(open_home(home), character, fix, as_json, console))
+
+
+@dataset_app.command("edit")
+def dataset_edit(
+    character: CharacterArgument,
+    picture: PictureArgument,
+    add: Annotated[list[str] | None, typer.Option("--add", help="A tag to add.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="A tag to remove.")] = None,
+    leave: Annotated[
+        list[str] | None, typer.Option("--leave", help="A tag to leave to the model again.")
+    ] = None,
+    prose: Annotated[
+        str | None, typer.Option("--prose", help="In place of the model's; empty takes it back.")
+    ] = None,
+    caption: Annotated[
+        str | None,
+        typer.Option("--caption", help="All that follows the trigger; empty takes it back."),
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Correct one picture's caption; captioning again keeps it. Tags can be given several times."""
+    from services.dataset_lint import edit_caption
+
+    changes = [("add", tag) for tag in add or []]
+    changes += [("remove", tag) for tag in remove or []]
+    changes += [("leave", tag) for tag in leave or []]
+    changes += [("prose", prose)] if prose is not None else []
+    changes += [("caption", caption)] if caption is not None else []
+    edit_caption(open_home(home), character, picture, changes, console)
+
+
+@dataset_app.command("override")
+def dataset_override(
+    character: CharacterArgument,
+    code: Annotated[str, typer.Argument(help="The finding's code, such as CAP113.")],
+    picture: Annotated[
+        str | None, typer.Option("--picture", help="For this picture only; else for all.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Kept with the override.")] = "",
+    home: HomeOption = None,
+) -> None:
+    """Accept a finding that blocks; every version from now on says who did, and why."""
+    from services.dataset_lint import override_finding
+
+    override_finding(open_home(home), character, code, picture, reason, console)
+
+
 @dataset_app.command("drop")
 def dataset_drop(
     character: CharacterArgument,

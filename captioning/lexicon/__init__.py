@@ -78,11 +78,11 @@ class _Words(BaseModel):
     synonyms: dict[str, tuple[str, ...]]
     spellings: dict[str, str]
     colours: tuple[str, ...]
+    shades: tuple[frozenset[str], ...]
     exclusive: tuple[Exclusive, ...]
     subjective: frozenset[str]
     subjective_tags: frozenset[str]
     speculation: tuple[str, ...]
-    refusals: tuple[str, ...]
     unfinished: frozenset[str]
     common: frozenset[str]
 

@@ -10,10 +10,8 @@ from captioning.tokens import load_encoder
 
 TRIGGER = "ayatok"
 any_text = st.text(st.characters(codec="utf-8"), max_size=12)
-TRICKY = (
-    "smile;Smile;ayatok;Ayatok dress;woman;a,b; ;blue  sky;line\nbreak;red hair;blue hair;portrait"
-)
-TRICKY += ";full body;boots;gray hat;cg artwork;(red eyes:1.3);(a:0.5);_;^_^;ayatok's;1girl"
+TRICKY = "smile;Smile;ayatok;Ayatok dress;woman;a,b; ;blue  sky;line\nbreak;red hair;blue hair"
+TRICKY += ";portrait;full body;boots;gray hat;cg artwork;(red eyes:1.3);(a:0.5);_;^_^;ayatok's"
 words = any_text | st.sampled_from(TRICKY.split(";"))
 plain_words = words.filter(lambda word: bool(plain_tag(word)))
 scores = st.dictionaries(words, st.floats(0, 1), max_size=10)
