@@ -72,7 +72,10 @@ def add_pictures(
         console.print(f"  [yellow]note[/] {escape(note.source)}: {escape(note.reason)}")
     if report.imported:
         named = len({caption.sha256 for caption in report.imported})
-        console.print(f"  {named} pictures came with a caption, kept as imported")
+        console.print(
+            f"  {named} of them came with a caption, kept as imported; "
+            f"`lorafarm dataset use-captions {name}` uses them"
+        )
     return report
 
 

@@ -58,7 +58,7 @@ def test_a_zip_and_a_folder_are_added_with_their_captions(lorafarm, pictures: Pa
     add = ["dataset", "add", "aya", pictures, tmp_path / "more.zip", "--trigger", "ayachar"]
     code, out, _ = lorafarm(*add)
     assert code == 0
-    assert "12 pictures" in out and "1 pictures came with a caption, kept as imported" in out
+    assert "12 pictures" in out and "1 of them came with a caption, kept as imported" in out
     assert "note more.zip/nested/metadata.csv: 1 of 1 captions are of no picture" in out
     code, out, _ = lorafarm("dataset", "use-captions", "aya")
     assert code == 0
