@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,55 @@ def test_prose_captions_need_prose(pictures: Path, store: Store, aya: Character)
     prose = aya.model_copy(update={"rules": Rules(form="prose")})
     with pytest.raises(UserError, match=r"no prose for 1\.png yet"):
         caption_all(store, prose)
+
+
+class ShuffledAnswers(Answers):
+    """The same answers, all at once at the end, in an order of its own and with its own times."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+
+    def ask(self, requests):
+        answers = list(super().ask(requests))
+        self.random.shuffle(answers)
+        for answer in answers:
+            yield answer.model_copy(update={"milliseconds": self.random.uniform(1, 99)})
+
+
+def test_captions_do_not_depend_on_the_order_of_the_answers(
+    pictures: Path, tmp_path: Path, aya: Character
+):
+    kept = []
+    both = aya.model_copy(update={"rules": Rules(form="tags+prose")})
+    for client in (Answers(), ShuffledAnswers(1), ShuffledAnswers(2)):
+        store = Store(tmp_path / f"store-{len(kept)}")
+        images = list(take_in(pictures, store, both).images)
+        observe(images, store, client)
+        caption_all(store, both)
+        kept.append((store.characters / "aya" / "captions.jsonl").read_bytes())
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_a_model_that_was_changed_back_speaks_again(pictures: Path, store: Store, aya: Character):
+    images = list(take_in(pictures, store, aya).images)
+
+    class Other(Answers):
+        def models(self):
+            return {"tags": ("tagger", "r2"), "prose": ("captioner", "r1")}
+
+        def ask(self, requests):
+            for answer in super().ask(requests):
+                yield answer.model_copy(update={"revision": "r2", "tags": {"other": 0.9}})
+
+    observe(images, store, Answers())
+    first = caption_all(store, aya)
+    observe(images, store, Other())
+    assert caption_all(store, aya) != first
+    again = Answers()
+    observe(images, store, again)
+    assert again.asked == []
+    assert caption_all(store, aya) == first
 
 
 def test_images_of_an_unknown_character_are_not_there(store: Store):

@@ -1,0 +1,153 @@
+"""Pictures per second of tagger + CLIP + quality: served, one at a time, and as three scripts.
+
+    python tests/benchmarks/observing.py [pictures] [side in px] [--profile]
+
+The same starter models in all three. (a) is a plain loop that decodes each picture and asks the
+three one after the other; (b) is three batched loops, each of which decodes every picture itself.
+Served figures leave out the start of Serve, as those of the loops leave out loading the models.
+With --profile the client's own functions are listed by the time spent in them.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import hashlib
+import io
+import os
+import pstats
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from captioning import (
+    STARTER_CLIP,
+    STARTER_TAGGER,
+    EmbedderConfig,
+    QualityConfig,
+    TaggerConfig,
+    serve_observers,
+    upright_rgb,
+)
+from captioning.observers.embedder import Embedder
+from captioning.observers.quality import QualityMeter
+from captioning.observers.tagger import Tagger
+from services.engine import running_ray
+from services.settings import Home, Settings
+
+KINDS = ("tags", "embedding", "quality")
+BATCHES, REPLICAS, LOOP_BATCH = (1, 8, 32), (1, 2), 32
+CORES = os.cpu_count() or 1
+DEMO = sorted((Path(__file__).parents[2] / "services/demo/pictures").glob("*/*.png"))
+
+
+def pictures(count: int, side: int) -> list[bytes]:
+    """JPEGs of the demo's drawings at `side` px, no two alike."""
+    random = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        drawing = Image.open(DEMO[number % len(DEMO)]).convert("RGB")
+        pixels = np.asarray(drawing.resize((side, side), Image.Resampling.LANCZOS), np.int16)
+        grain = random.integers(-6, 7, (side, side, 1), np.int16)
+        buffer = io.BytesIO()
+        Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(
+            buffer, "JPEG", quality=92
+        )
+        made.append(buffer.getvalue())
+    return made
+
+
+def loop(contents: list[bytes], observers: list, batch: int, decode_each: bool) -> list[float]:
+    """Seconds for each batch; with `decode_each` every observer decodes all pictures itself."""
+    seconds = []
+    passes = [[observer] for observer in observers] if decode_each else [observers]
+    for together in passes:
+        for start in range(0, len(contents), batch):
+            began = time.perf_counter()
+            decoded = [upright_rgb(data) for data in contents[start : start + batch]]
+            for observer in together:
+                observer.observe(decoded)
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def served(
+    contents: list[bytes], batch: int, replicas: int, profile: bool
+) -> tuple[float, list[float], int]:
+    """(seconds, milliseconds between a picture's first answer asked for and its last, decoded)."""
+    how = {"batch_size": batch, "min_replicas": replicas, "max_replicas": replicas, "cpus": 0.1}
+    observers = [
+        TaggerConfig(source=str(STARTER_TAGGER), **how),
+        EmbedderConfig(source=str(STARTER_CLIP), **how),
+        QualityConfig(**how),
+    ]
+    named = [(hashlib.sha256(data).hexdigest(), data) for data in contents]
+    with serve_observers(observers) as client:
+        warm = [(str(row), kind, contents[0]) for row in range(8 * replicas) for kind in KINDS]
+        assert all(seen.error is None for seen in client.ask(warm))
+        before, asked, last = client.decoded, {}, {}
+
+        def requests():
+            for sha256, data in named:
+                asked[sha256] = time.perf_counter()
+                yield from ((sha256, kind, data) for kind in KINDS)
+
+        profiler = cProfile.Profile()
+        if profile:
+            profiler.enable()
+        began = time.perf_counter()
+        count = 0
+        for seen in client.ask(requests()):
+            assert seen.error is None, seen.error
+            last[seen.image] = time.perf_counter()
+            count += 1
+        seconds = time.perf_counter() - began
+        profiler.disable()
+        if profile:
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(12)
+        assert count == len(KINDS) * len(contents)
+        waits = [(last[sha256] - asked[sha256]) * 1000 for sha256, _ in named]
+        return seconds, waits, client.decoded - before
+
+
+def row(name: str, count: int, seconds: float, waits_ms: list[float], decoded: int, base: float):
+    p50, p95 = np.percentile(waits_ms, [50, 95])
+    rate = count / seconds
+    print(
+        f"| {name} | {rate:.1f} | {rate / base:.2f} | {p50:.0f} | {p95:.0f} | {decoded} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    count, side = (numbers + [192, 1024][len(numbers) :])[:2]
+    contents = pictures(count, side)
+    print(f"{count} JPEGs of {side} px, {CORES} cores, load {os.getloadavg()[0]:.1f}\n")
+    print("| | pictures/s | × (a) | p50 ms | p95 ms | decodes |\n|---|---|---|---|---|---|")
+    observers = [Tagger(STARTER_TAGGER, CORES), Embedder(STARTER_CLIP, CORES), QualityMeter()]
+    loop(contents[:8], observers, 8, decode_each=False)  # warm
+    alone = loop(contents, observers, 1, decode_each=False)
+    base = count / sum(alone)
+    row(
+        "(a) loop, one picture at a time", count, sum(alone), [s * 1000 for s in alone], count, base
+    )
+    scripts = loop(contents, observers, LOOP_BATCH, decode_each=True)
+    waits = [s * 1000 for s in scripts]
+    row(f"(b) three scripts, batch {LOOP_BATCH}", count, sum(scripts), waits, 3 * count, base)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder), Settings(cpus_per_worker=CORES))
+        with running_ray(home):
+            for replicas in REPLICAS:
+                for batch in BATCHES:
+                    profile = "--profile" in sys.argv
+                    seconds, waits, decoded = served(contents, batch, replicas, profile)
+                    name = f"served, batch {batch}, {replicas} replica{'s' * (replicas > 1)}"
+                    row(name, count, seconds, waits, decoded, base)
+
+
+if __name__ == "__main__":
+    main()
