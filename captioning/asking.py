@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -229,10 +229,13 @@ class _Flight:
             sleep=tenacity.sleep_using_event(self._ended),
             reraise=True,
         )
-        ask: Callable[[], list[Observation]] = lambda: (  # noqa: E731
-            served.handle.remote(pixels, asked).result(timeout_s=served.config.timeout_s)
-        )
-        return attempts(ask)
+        return attempts(_asked_once, served, pixels, asked)
+
+
+def _asked_once(served: Served, pixels: Any, asked: Asked) -> list[Observation]:
+    response = served.handle.remote(pixels, asked)
+    answers: list[Observation] = response.result(timeout_s=served.config.timeout_s)
+    return answers
 
 
 def _settled(

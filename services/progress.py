@@ -83,12 +83,16 @@ class Step:
         self._started = time.monotonic()
         self._last_line = self._started
         self._done, self._total = 0, total
+        self._first: tuple[float, int] | None = None  # when and where it began to advance
         self._note = ""
         self.task: TaskID = display._progress.add_task(title, total=total, note="")
 
     def advance_to(self, done: int, total: int) -> None:
         self._done, self._total = done, total
-        self._display._progress.update(self.task, completed=done, total=total)
+        now = time.monotonic()
+        self._first = self._first or (now, done)
+        note = self._note or self._pace(now)
+        self._display._progress.update(self.task, completed=done, total=total, note=note)
         self._log_line()
 
     def note(self, text: str) -> None:
@@ -105,5 +109,17 @@ class Step:
         if self._display._live or now - self._last_line < LOG_INTERVAL_S:
             return
         self._last_line = now
-        note = f" ({self._note})" if self._note else ""
-        self._display.say(f"  … {self._title}: {self._done}/{self._total}{note}")
+        notes = ", ".join(text for text in (self._note, self._pace(now)) if text)
+        self._display.say(
+            f"  … {self._title}: {self._done}/{self._total}{f' ({notes})' if notes else ''}"
+        )
+
+    def _pace(self, now: float) -> str:
+        """Rate and time left; what an earlier run had done before does not count."""
+        if self._first is None or self._total is None:
+            return ""
+        since, before = self._first
+        if now <= since or self._done <= before:
+            return ""
+        rate = (self._done - before) / (now - since)
+        return f"{rate:.2g}/s, about {(self._total - self._done) / rate:.0f} s left"
