@@ -19,6 +19,13 @@ from captioning.character import (
     make_character,
 )
 from captioning.config import load_config, parse_config
+from captioning.curation import (
+    Coverage,
+    CurationLimits,
+    curation_findings,
+    propose_decisions,
+    set_coverage,
+)
 from captioning.decisions import (
     Decision,
     Override,
@@ -36,7 +43,7 @@ from captioning.decode import PictureError, upright_rgb
 from captioning.edits import Corrections, Edit, corrections, load_edits, record_edits
 from captioning.errors import UserError
 from captioning.exports import ExportFormat, export_version
-from captioning.findings import Finding, Severity, worst_first
+from captioning.findings import DATASET, Finding, Severity, worst_first
 from captioning.framing import (
     DIRECTIONS,
     FRAMINGS,
@@ -105,6 +112,7 @@ STARTER_CLIP = _STARTER / "clip"
 
 __all__ = [
     "CODES",
+    "DATASET",
     "DIRECTIONS",
     "FRAMINGS",
     "STARTER_CAPTIONER",
@@ -118,6 +126,8 @@ __all__ = [
     "CaptionerConfig",
     "Character",
     "Corrections",
+    "Coverage",
+    "CurationLimits",
     "DatasetVersion",
     "Decision",
     "Direction",
@@ -164,6 +174,7 @@ __all__ = [
     "captioned",
     "content_hash",
     "corrections",
+    "curation_findings",
     "decide",
     "diff_versions",
     "direction_of",
@@ -197,6 +208,7 @@ __all__ = [
     "open_objects",
     "override",
     "parse_config",
+    "propose_decisions",
     "pull_version",
     "push_version",
     "record_edits",
@@ -204,6 +216,7 @@ __all__ = [
     "render_all",
     "require_passable",
     "serve_observers",
+    "set_coverage",
     "side_unsigned",
     "sync_directory",
     "take_in",
