@@ -65,6 +65,10 @@ class Ready:
         self.traits, self.keep = self._set(rules.traits), self._set(rules.keep)
         sets = [(self._set(tags), frozenset[str]()) for tags in rules.exclusive]
         self.exclusive = (*self.lexicon.exclusive, *sets)
+        self.rivalries: dict[str, list[int]] = {}  # tag → places in `exclusive`
+        for place, (tags, _) in enumerate(self.exclusive):
+            for tag in tags:
+                self.rivalries.setdefault(tag, []).append(place)
         self.fixed = [(tag, one) for one in rules.fixed if (tag := self.name(one.tag))]
         self.fixed_tags = frozenset(tag for tag, _ in self.fixed)
         self.ranks = {rank: place for place, rank in enumerate(rules.order or self.lexicon.order)}
@@ -283,7 +287,12 @@ def _keep_best(scores: dict[str, float], removed: list[Removed], ready: Ready) -
 
     Works through the groups in the order of lexicon/words.yaml, then the character's own.
     """
-    for tags, unless in ready.exclusive:
+    met, crowded = set[int](), set[int]()
+    for tag in scores:
+        for place in ready.rivalries.get(tag, ()):
+            (crowded if place in met else met).add(place)
+    for place in sorted(crowded):
+        tags, unless = ready.exclusive[place]
         rivals = tags & scores.keys()
         if len(rivals) < 2 or unless & scores.keys():
             continue
