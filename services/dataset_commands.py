@@ -104,6 +104,27 @@ def dataset_lint(
     raise typer.Exit(lint_captions(open_home(home), character, fix, as_json, console))
 
 
+@dataset_app.command("check")
+def dataset_check(
+    character: CharacterArgument,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with all pictures to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Drop what is proposed: copies, and what blocks.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """What is wrong with pictures and captions, and which views are missing; no model is called.
+
+    Exit code 2 when something blocks freezing. Nothing is deleted: see `dataset keep`.
+    """
+    from services.dataset_check import show_check
+
+    raise typer.Exit(show_check(open_home(home), character, html, as_json, apply, console))
+
+
 @dataset_app.command("edit")
 def dataset_edit(
     character: CharacterArgument,

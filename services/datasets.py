@@ -6,6 +6,7 @@ Thin: the captioning room does the work, this file shows it to a person.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,7 @@ from captioning import (
     UserError,
     add_character,
     caption_all,
+    curation_findings,
     decide,
     find_image,
     freeze,
@@ -40,12 +42,15 @@ from captioning import (
     load_character,
     load_decisions,
     load_images,
+    load_overrides,
     load_skipped,
     make_character,
     observe,
+    require_passable,
     serve_observers,
     take_in,
 )
+from services.dataset_check import curation_limits
 from services.progress import Display, Step
 from services.settings import Home, Settings
 
@@ -138,7 +143,11 @@ def freeze_dataset(home: Home, name: str, holdout: float, console: Console) -> D
     from training import ADVISED_VIEWS, Recipe, steps_for_views  # heavy: torch
 
     character = load_character(home.store, name)
-    dataset = freeze(home.store, character, holdout)
+    # Lint blocks inside freeze; what pictures need depends on the base, which the farm knows.
+    found = curation_findings(home.store, character, curation_limits(home))
+    require_passable(home.store, name, found, load_overrides(home.store, name))
+    counts = Counter(finding.code for finding in found)
+    dataset = freeze(home.store, character, holdout, findings=counts)
     console.print(
         f"[green]✓[/] {name}: dataset {dataset.name}, {len(dataset.train)} pictures to train on, "
         f"{len(dataset.holdout)} held out"

@@ -92,7 +92,7 @@ def prepare_sweep(
 
     Raises UserError for a base that is no model and for a config that asks for the impossible.
     """
-    base = base_facts(config.base or STARTER_BASE)
+    base = base_facts(config.base or home.settings.base or STARTER_BASE)
     plan = plan_sweep(config, dataset, base.content_hash, source)
     for warning in plan.warnings:
         console.print(f"[yellow]note:[/] {warning}")

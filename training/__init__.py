@@ -8,7 +8,15 @@ from training.checkpoints import (
     load_checkpoint,
 )
 from training.export import ExportReport, VerificationError, export_adapter
-from training.families import STARTER_BASE, Base, BaseFacts, base_facts, base_hash, load_base
+from training.families import (
+    STARTER_BASE,
+    Base,
+    BaseFacts,
+    base_facts,
+    base_hash,
+    load_base,
+    native_size_px,
+)
 from training.latents import LatentCache, encode_dataset
 from training.launch import run_trials
 from training.loop import TrainingDiverged, train
@@ -57,6 +65,7 @@ __all__ = [
     "list_checkpoints",
     "load_base",
     "load_checkpoint",
+    "native_size_px",
     "run_trials",
     "sample",
     "score_base",

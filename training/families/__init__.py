@@ -23,7 +23,15 @@ from training.families.stable_diffusion import (
     check_files,
 )
 
-__all__ = ["STARTER_BASE", "Base", "BaseFacts", "base_facts", "base_hash", "load_base"]
+__all__ = [
+    "STARTER_BASE",
+    "Base",
+    "BaseFacts",
+    "base_facts",
+    "base_hash",
+    "load_base",
+    "native_size_px",
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,18 @@ def base_hash(path_or_id: str | Path) -> str:
 def base_facts(path_or_id: str | Path) -> BaseFacts:
     """Hash and family of a base, checked like `load_base` but not loaded."""
     return BaseFacts(str(path_or_id), base_hash(path_or_id), StableDiffusionBase.family)
+
+
+def native_size_px(path_or_id: str | Path) -> int:
+    """The side of the pictures that a base was trained on, px; loads no weights.
+
+    Raises UserError like `load_base`.
+    """
+    folder = _checked_folder(path_or_id)
+    sample = int(read_json(folder / "unet" / "config.json")["sample_size"])
+    # The VAE halves the picture between two of its blocks.
+    halvings = len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1
+    return sample * 2**halvings
 
 
 def _checked_folder(path_or_id: str | Path) -> Path:
