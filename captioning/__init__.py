@@ -64,7 +64,8 @@ from captioning.intake import (
     load_skipped,
     take_in,
 )
-from captioning.lint import CODES, Captioned, fixes, lint
+from captioning.lint import CODES, Captioned, fixes
+from captioning.lint import lint as lint_captions  # `lint` is the package's own name here
 from captioning.object_store import ObjectStore, open_objects
 from captioning.observations import (
     Box,
@@ -187,7 +188,7 @@ __all__ = [
     "freeze",
     "kept_images",
     "latest_dataset",
-    "lint",
+    "lint_captions",
     "list_characters",
     "list_dataset_versions",
     "load_captions",

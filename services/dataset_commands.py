@@ -99,9 +99,9 @@ def dataset_lint(
     home: HomeOption = None,
 ) -> None:
     """What is wrong with the captions, worst first; exit code 2 when something blocks freezing."""
-    from services.dataset_lint import lint_captions
+    from services.dataset_lint import show_lint
 
-    raise typer.Exit(lint_captions(open_home(home), character, fix, as_json, console))
+    raise typer.Exit(show_lint(open_home(home), character, fix, as_json, console))
 
 
 @dataset_app.command("check")

@@ -25,7 +25,7 @@ from captioning import (
     captioned,
     find_image,
     fixes,
-    lint,
+    lint_captions,
     load_captions,
     load_character,
     load_images,
@@ -40,20 +40,20 @@ SHOWN_PER_CODE = 5  # pictures of one code in the list for people; --json gives 
 BLOCKED = 2  # exit code, as for all that a person has to mend
 
 
-def lint_captions(home: Home, name: str, fix: bool, as_json: bool, console: Console) -> int:
+def show_lint(home: Home, name: str, fix: bool, as_json: bool, console: Console) -> int:
     """Print what is wrong with the captions of `name`; `fix` records the mechanical edits first.
 
     Gives the exit code: 0, or 2 when something blocks that nobody has overridden.
     """
     store, character = home.store, load_character(home.store, name)
     captions = captioned(store, character)
-    findings = lint(captions, character)
+    findings = lint_captions(captions, character)
     edits: list[Edit] = []
     if fix and (edits := fixes(findings, captions, character)):
         record_edits(store, name, edits)
         caption_all(store, character)
         captions = captioned(store, character)
-        findings = lint(captions, character)
+        findings = lint_captions(captions, character)
     overrides = load_overrides(store, name)
     stops = blocking(findings, overrides)
     if as_json:

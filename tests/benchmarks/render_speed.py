@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from captioning import Character, Fixed, Observation, Replace, Rules, Seen, Store, lint, render_all
-from captioning.captions import Captioned
+from captioning import Character, Fixed, Observation, Replace, Rules, Seen, Store, render_all
 from captioning.lexicon import lexicon
+from captioning.lint import Captioned, lint
 from captioning.observations import load_observations
 
 TARGET_S = 2.0

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioning import STARTER_CAPTIONER, STARTER_TAGGER, Character, Rules, Seen, lint, render_all
-from captioning.lint import Captioned
+from captioning import STARTER_CAPTIONER, STARTER_TAGGER, Character, Rules, Seen, render_all
+from captioning.lint import Captioned, lint
 from captioning.observers.captioner import Captioner
 from captioning.observers.tagger import Tagger
 
