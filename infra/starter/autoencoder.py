@@ -1,7 +1,7 @@
 """The starter's autoencoder: 64 px to 8 x 8 x 16 and back.
 
 First both halves as long as it takes for latents worth training on; then diffusion trains on those
-while both halves are refined, their latents held in place.
+while both halves are refined, their latents held in place; at last the decoder alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REFINE_KL_WEIGHT = 2e-5  # once the latents are in shape, detail counts for more
 SEED = 21
 # How strongly refining holds the latents where they are (mean square, latents of variance 1).
 HOLD_WEIGHT = 0.02
-JOINT, REFINED = "autoencoder.pt", "refined.pt"
+JOINT, REFINED, SHARPENED = "autoencoder.pt", "refined.pt", "sharpened.pt"
 LATENTS, STATISTICS = "latents.npy", "latent_statistics.npy"
 
 
@@ -159,14 +159,49 @@ def refine(work: Path, steps: int) -> None:
 def write_refined_latents(work: Path) -> None:
     """The refined encoder's latents in place of the first ones (same normalisation)."""
     pixels, _ = pictures.load(work, "train")
-    np.save(work / "latents.part.npy", means(finished(work), pixels).astype(np.float16))
+    np.save(work / "latents.part.npy", means(refined(work), pixels).astype(np.float16))
     (work / "latents.part.npy").replace(work / LATENTS)
     (work / REFINED).with_suffix(".done").touch()
 
 
-def finished(work: Path) -> AutoencoderKL:
-    """The best there is: refined when that has begun, else as diffusion first saw it."""
+def sharpen(work: Path, steps: int) -> None:
+    """The decoder alone: the latents stay as they are, so diffusion need not see them again."""
+    pixels, _ = pictures.load(work, "train")
+    model = decoder_only(refined(work)).train()
+    training = state(work / SHARPENED, model, LR / 4)
+    started = time.monotonic()
+    while training.step < steps:
+        rng = np.random.default_rng((SEED, 2, training.step))
+        x = to_pixels(pixels[np.sort(rng.integers(len(pixels), size=BATCH))])
+        with torch.no_grad():
+            z = model.encode(x).latent_dist.sample()
+        y = model.decode(z).sample
+        l1 = (y - x).abs().mean()
+        training.update(l1 + (y - x).square().mean(), steps, 0.6)
+        if training.step % 100 == 0:
+            print(f"{training.step} l1 {l1:.4f} {time.monotonic() - started:.0f} s", flush=True)
+    training.save()
+
+
+def decoder_only(model: AutoencoderKL) -> AutoencoderKL:
+    """`model` with nothing left to train but the way from latents to pixels."""
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    model.post_quant_conv.requires_grad_(True)
+    return model
+
+
+def refined(work: Path) -> AutoencoderKL:
+    """Refined when that has begun, else as diffusion first saw it."""
     model = frozen_encoder(work)
     if (work / REFINED).exists():
         state(work / REFINED, model.requires_grad_(True)).use_average()
+    return model.eval().requires_grad_(False)
+
+
+def finished(work: Path) -> AutoencoderKL:
+    """The best there is: refined, with the sharpened decoder when there is one."""
+    model = refined(work)
+    if (work / SHARPENED).exists():
+        state(work / SHARPENED, decoder_only(model)).use_average()
     return model.eval().requires_grad_(False)

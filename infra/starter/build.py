@@ -60,6 +60,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "tagger": lambda work: tagger.train(work, 2000),
     "captioner": lambda work: captioner.train(work, 1500),
     "refine": refine,
+    "sharpen": lambda work: autoencoder.sharpen(work, 4000),
     "diffusion": lambda work: diffusion.train(work, 6000),
     "bundle": bundle.bundle,
     "demo-pictures": demo_pictures.draw,
