@@ -89,6 +89,14 @@ from captioning.observer_config import (
 from captioning.observers.embedder import Embedder
 from captioning.render import Caption, render, render_all
 from captioning.render_tags import Seen
+from captioning.review import (
+    CONFIDENCE,
+    Queue,
+    bad_rate_bound,
+    import_table,
+    review_queue,
+    to_table,
+)
 from captioning.rules import Fixed, Replace, Rules
 from captioning.serving import serve_observers
 from captioning.sharing import Transfer, pull_version, push_version
@@ -113,6 +121,7 @@ STARTER_CLIP = _STARTER / "clip"
 
 __all__ = [
     "CODES",
+    "CONFIDENCE",
     "DATASET",
     "DIRECTIONS",
     "FRAMINGS",
@@ -154,6 +163,7 @@ __all__ = [
     "Prompt",
     "Quality",
     "QualityConfig",
+    "Queue",
     "Replace",
     "Rules",
     "Sample",
@@ -168,6 +178,7 @@ __all__ = [
     "UserError",
     "VersionDiff",
     "add_character",
+    "bad_rate_bound",
     "blocking",
     "caption_all",
     "caption_changes",
@@ -186,6 +197,7 @@ __all__ = [
     "fixes",
     "framing_of",
     "freeze",
+    "import_table",
     "kept_images",
     "latest_dataset",
     "lint_captions",
@@ -216,11 +228,13 @@ __all__ = [
     "render",
     "render_all",
     "require_passable",
+    "review_queue",
     "serve_observers",
     "set_coverage",
     "side_unsigned",
     "sync_directory",
     "take_in",
+    "to_table",
     "upright_rgb",
     "use_imported",
     "worst_first",

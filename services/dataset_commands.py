@@ -125,6 +125,26 @@ def dataset_check(
     raise typer.Exit(show_check(open_home(home), character, html, as_json, apply, console))
 
 
+@dataset_app.command("review")
+def dataset_review(
+    character: CharacterArgument,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write the captions to read to this CSV.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--import", help="Take states and corrections from that CSV.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Which captions to read first, and how many bad ones may still be left.
+
+    Exit code 2 when rows of the imported table changed meanwhile; nothing of those is taken.
+    """
+    from services.dataset_review import review_captions
+
+    raise typer.Exit(review_captions(open_home(home), character, export, table, console))
+
+
 @dataset_app.command("edit")
 def dataset_edit(
     character: CharacterArgument,
