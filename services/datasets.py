@@ -5,9 +5,7 @@ Thin: the captioning room does the work, this file shows it to a person.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -51,7 +49,7 @@ from captioning import (
     take_in,
 )
 from services.dataset_check import curation_limits
-from services.progress import Display, Step
+from services.progress import Display
 from services.settings import Home, Settings
 
 
@@ -67,7 +65,7 @@ def add_pictures(
     """Make or find the character `name` and take in `pictures`: folders, ZIP archives, files."""
     character = make_character(name, trigger, class_word)
     with Display(console) as display, display.step(f"{name}: pictures taken in") as step:
-        report = take_in(pictures, home.store, character, _with_rate(step), captions)
+        report = take_in(pictures, home.store, character, step.advance_to, captions)
     add_character(home.store, character)
     twice = f", {report.duplicates} exact duplicates merged" if report.duplicates else ""
     console.print(f"  {len(report.images)} pictures{twice}, {len(report.skipped)} skipped")
@@ -82,19 +80,6 @@ def add_pictures(
             f"`lorafarm dataset use-captions {name}` uses them"
         )
     return report
-
-
-def _with_rate(step: Step) -> Callable[[int, int], None]:
-    """The step's callback, with pictures per second beside the bar."""
-    started = time.monotonic()
-
-    def advance(done: int, total: int) -> None:
-        seconds = time.monotonic() - started
-        if seconds > 0:
-            step.note(f"{done / seconds:.0f} pictures/s")
-        step.advance_to(done, total)
-
-    return advance
 
 
 def caption_pictures(home: Home, names: list[str], console: Console) -> None:
