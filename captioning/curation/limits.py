@@ -103,15 +103,15 @@ class CurationLimits(BaseModel):
         0.985,
         ge=-1,
         le=1,
-        description="Cosine from which two look alike (DeepDanbooru sets: 0.97-0.99).",
+        description="Cosine from which two look alike (Dataset Maker's notebook: 0.97-0.99).",
     )
     candidate_cosine: float = Field(
         0.70,
         ge=-1,
         le=1,
         description="Cosine from which the pixels of two are compared for a mirrored or cropped "
-        "copy: a 75 % crop keeps 0.80 to 0.98 with the starter CLIP, as other pictures of the same "
-        "character do, so the embedding proposes and pixels decide. Ours.",
+        "copy: a central 75 % crop keeps 0.80 to 0.98 with the starter CLIP, as other pictures "
+        "of the same character do, so the embedding proposes and pixels decide. Ours.",
     )
     candidates: int = Field(
         8, ge=1, description="Nearest pictures of each that are compared by their pixels. Ours."

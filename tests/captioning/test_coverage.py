@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from curated import seen
 
+from captioning import Box
 from captioning.curation import CurationLimits, coverage, curate, propose_decisions
 from captioning.decisions import Decision, Override
 
@@ -53,6 +56,32 @@ def test_the_same_outfit_on_most_pictures_is_said() -> None:
     found = curate([seen(f"{n}", tags=said) for n, said in enumerate(tags)])
     assert [one.value for one in found if one.code == "IMG243"] == [0.7]
     assert "IMG242" in {one.code for one in found}
+
+
+def test_a_style_outlier_is_told_by_its_distance_to_the_medoid_and_never_dropped() -> None:
+    # Twelve directions a little apart, and one at a right angle to them all.
+    near = [(math.cos(0.03 * n), math.sin(0.03 * n), 0.0) for n in range(12)]
+    pictures = [
+        seen(f"{n}", embedding=vector, embedder="clip@1")
+        for n, vector in enumerate([*near, (0.0, 0.0, 1.0)])
+    ]
+    found = curate(pictures, CurationLimits(same_cosine=1.0))
+    assert [one.where for one in found if one.code == "IMG220"] == [pictures[12].where]
+    assert propose_decisions(found) == []
+    few = curate(pictures[6:])  # seven: no spread can be measured
+    assert "IMG220" not in {one.code for one in few}
+
+
+def test_a_small_subject_and_a_second_person_are_told_by_boxes() -> None:
+    def box(label: str, side: float) -> Box:
+        return Box(label=label, score=0.9, left=0, top=0, width=side, height=side)
+
+    small = seen("small", boxes=(box("subject", 0.5),))
+    two = seen("two", boxes=(box("person", 0.7), box("person", 0.8)))
+    large = seen("large", boxes=(box("subject", 0.8),))
+    found = {(one.where, one.code) for one in curate([small, two, large])}
+    assert (small.where, "IMG212") in found and (two.where, "IMG210") in found
+    assert not {code for where, code in found if where == large.where}
 
 
 def test_a_drop_is_not_proposed_against_a_person_or_an_override() -> None:

@@ -40,6 +40,7 @@ def png(picture: Pillow.Image) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_every_defect_is_found_and_nothing_else(defects: tuple[list, Curated]) -> None:
     drawn, pictures = defects
     wanted = {(one.name, code) for one in drawn for code in one.codes}
