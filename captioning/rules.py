@@ -130,14 +130,6 @@ class Rules(BaseModel):
         False, description="Lint tags that another tag contains (`kimono` in `red kimono`)."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _earlier_names(cls, data: object) -> object:
-        """`prune` is what `drop` was called in characters of the first release."""
-        if isinstance(data, dict) and data.get("intrinsic") == "prune":
-            return data | {"intrinsic": "drop"}
-        return data
-
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         ranks = lexicon().order

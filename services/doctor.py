@@ -140,6 +140,11 @@ def _optional() -> Iterator[Check]:
             "pip install -c constraints.txt -e '.[postgres]'",
         ),
         (
+            "playwright (tests of the pages)",
+            "playwright",
+            "pip install -c constraints.txt -e '.[browser]'",
+        ),
+        (
             "onnx (rebuilding the starters)",
             "onnx",
             "pip install -c constraints.txt -e '.[starters]'",
@@ -148,6 +153,14 @@ def _optional() -> Iterator[Check]:
     for name, module, fix in extras:
         there = find_spec(module) is not None
         yield Check(name, there, "there" if there else "not installed", fix, needed=False)
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    yield Check(
+        "Chromium (tests of the pages)",
+        chromium is not None,
+        chromium or "not installed",
+        "apt install chromium, or install Google Chrome",
+        needed=False,
+    )
     node = shutil.which("node")
     yield Check(
         "node (rebuilding the starters' pictures)",

@@ -32,10 +32,6 @@ def test_wrong_rules_are_named(data, problem):
         parse_config(Rules, data, "character.yaml")
 
 
-def test_the_first_release_said_prune():
-    assert Rules.model_validate({"intrinsic": "prune"}).policy == "drop"
-
-
 def test_the_threshold_is_the_taggers_own_unless_the_rules_say_otherwise():
     assert Rules().threshold_of("wd-swinv2-tagger-v3") == 0.2653
     assert Rules().threshold_of("SmilingWolf--wd-eva02-large-tagger-v3") == 0.5296
