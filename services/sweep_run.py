@@ -143,7 +143,8 @@ def run_sweep(
         else:
             start_ray()
             with display.step(title, steps) as step:
-                watcher = _Watcher(plan, recorder, display, step)
+                done = {t.trial: max(step_folders(t.trial_dir), default=0) for t in job.trials}
+                watcher = _Watcher(plan, done, recorder, display, step)
                 run_trials(
                     job,
                     watcher,
@@ -247,11 +248,20 @@ class _Recorder:
 class _Watcher:
     """Turns the workers' events into progress, and into MLflow rows at every score."""
 
-    def __init__(self, plan: SweepPlan, recorder: _Recorder, display: Display, step: Step) -> None:
+    def __init__(
+        self,
+        plan: SweepPlan,
+        done: dict[str, int],
+        recorder: _Recorder,
+        display: Display,
+        step: Step,
+    ) -> None:
+        """`done`: the steps of each trial that an earlier run left."""
         self._trials = {planned.trial: planned for planned in plan.trials}
-        self._done = dict.fromkeys(self._trials, 0)
+        self._done = dict.fromkeys(self._trials, 0) | done
         self._total = sum(planned.recipe.steps for planned in plan.trials)
         self._recorder, self._display, self._step = recorder, display, step
+        step.advance_to(sum(self._done.values()), self._total)  # what was done has no pace
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
