@@ -63,10 +63,13 @@ def train_here(base: Path, dataset: DatasetVersion, folder: Path, recipe: Recipe
 
 
 def train_workers() -> list[psutil.Process]:
-    """The Ray Train worker processes of this machine."""
+    """The Ray Train worker processes below this one; others on the machine are not ours to kill."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        title = " ".join(process.info["cmdline"] or [])
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
         if title.startswith("ray::") and "RayTrainWorker" in title:
             found.append(process)
     return found
