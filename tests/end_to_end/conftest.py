@@ -1,6 +1,7 @@
 """Runs the real command line in processes of its own, on the pictures and models of the repo."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import pytest
 import services
 
 PICTURES = Path(services.__file__).parent / "demo" / "pictures" / "aya"
+# The command line of this very interpreter.
+COMMAND = [sys.executable, "-m", "services.cli"]
 # Small enough for a test, large enough to have two trials with two scored checkpoints each.
 SWEEP = """
 recipe:
@@ -44,36 +47,49 @@ def sweep_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(home: Path) -> dict[str, str]:
-    return os.environ | {"LORAFARM_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
+    return environment_of(home)
 
 
 @pytest.fixture
 def command() -> list[str]:
-    """The command line of this very interpreter."""
-    return [sys.executable, "-m", "services.cli"]
+    return COMMAND
 
 
 @pytest.fixture
-def lorafarm(command: list[str], environment: dict[str, str]) -> Callable[..., str]:
+def lorafarm(environment: dict[str, str]) -> Callable[..., str]:
     """Runs a command to its end, expects success, and returns what it printed."""
+    return lambda *arguments: run(environment, *arguments)
 
-    def run(*arguments: object) -> str:
-        done = subprocess.run(
-            [*command, *map(str, arguments)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert done.returncode == 0, f"{arguments}:\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
-    return run
+@pytest.fixture(scope="session")
+def frozen_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`aya`, captioned by the models on Ray Serve, and frozen: once for all tests."""
+    home = tmp_path_factory.mktemp("frozen") / "home"
+    environment = environment_of(home)
+    run(environment, "dataset", "add", "aya", PICTURES, "--trigger", "ayachar")
+    run(environment, "dataset", "caption", "aya")
+    run(environment, "dataset", "freeze", "aya")
+    return home
 
 
 @pytest.fixture
-def frozen(lorafarm: Callable[..., str]) -> None:
-    """`aya`, captioned by the models on Ray Serve, and frozen."""
-    lorafarm("dataset", "add", "aya", PICTURES, "--trigger", "ayachar")
-    lorafarm("dataset", "caption", "aya")
-    lorafarm("dataset", "freeze", "aya")
+def frozen(frozen_home: Path, home: Path) -> None:
+    """The same in this test's own home."""
+    shutil.copytree(frozen_home, home)
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    return os.environ | {"LORAFARM_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "2"}
+
+
+def run(environment: dict[str, str], *arguments: object) -> str:
+    """What the command printed; it must succeed."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, f"{arguments}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
