@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 from captioning_examples import png
-from hypothesis import settings
 from seaweed import seaweed
 from tiny_onnx import write_tagger
 
 from captioning import Character, Store
-
-# Deadlines measure the machine, which others may be using, not the code.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
 
 
 @pytest.fixture
