@@ -1,5 +1,7 @@
 """A character that is ready for a sweep, made without any model."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from captioning import (
     DatasetVersion,
     Observation,
     Store,
+    add_character,
     caption_all,
     freeze,
     load_images,
@@ -17,6 +20,7 @@ from captioning import (
     observe,
     take_in,
 )
+from services.cli import main
 
 
 class SaysTheSame:
@@ -52,6 +56,30 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def home_path(tmp_path: Path) -> Path:
     return tmp_path / "home"
+
+
+@pytest.fixture
+def lorafarm(home_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command line in this process; gives exit code, stdout and stderr."""
+    monkeypatch.setenv("LORAFARM_HOME", str(home_path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["lorafarm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out = capsys.readouterr()
+        return int(end.value.code or 0), out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def dataset_command(lorafarm, dataset: DatasetVersion, home_path: Path):
+    """Runs `lorafarm dataset ...` on a frozen `aya` of 12 pictures."""
+    add_character(Store(home_path), make_character("aya", "ayachar", "person"))
+    return partial(lorafarm, "dataset")
 
 
 @pytest.fixture

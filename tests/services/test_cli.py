@@ -3,28 +3,9 @@
 import errno
 import os
 import socket
-import sys
 from pathlib import Path
 
 import pytest
-
-from services.cli import main
-
-
-@pytest.fixture
-def lorafarm(home_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command line in this process; gives exit code, stdout and stderr."""
-    monkeypatch.setenv("LORAFARM_HOME", str(home_path))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lorafarm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out = capsys.readouterr()
-        return int(end.value.code or 0), out.out, out.err
-
-    return run
 
 
 def add(lorafarm, folder: Path):

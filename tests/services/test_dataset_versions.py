@@ -1,7 +1,6 @@
 """The commands on dataset versions, from the command line, as people type them."""
 
 import csv
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,23 +17,6 @@ from captioning import (
     load_images,
     record_edits,
 )
-from services.cli import main
-
-
-@pytest.fixture
-def lorafarm(home_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command line in this process; gives exit code, stdout and stderr."""
-    monkeypatch.setenv("LORAFARM_HOME", str(home_path))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lorafarm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out = capsys.readouterr()
-        return int(end.value.code or 0), out.out, out.err
-
-    return run
 
 
 @pytest.fixture

@@ -14,28 +14,11 @@ from pathlib import Path
 
 import mlflow.artifacts
 import pytest
+from registry_examples import CARD
 
 from captioning import UserError
-from services.adapter_bundle import AdapterCard, AdapterFile, files_from_tag, files_tag
+from services.adapter_bundle import AdapterFile, files_from_tag, files_tag
 from services.registry import Registry
-from services.trial_files import MEASURES, Interval
-
-CARD = AdapterCard(
-    character="aya",
-    family="sd15",
-    checkpoint_sha256="c" * 64,
-    trial="t0123456789ab",
-    step=400,
-    method="lora",
-    rank=8,
-    base="/home/someone/models/starter",
-    base_hash="b" * 64,
-    dataset="aya/v0001-1a2b3c4d",
-    trigger="ayachar",
-    class_word="person",
-    recommended_weight=1.0,
-    scores={name: Interval(0.62, 0.551, 0.704) for name in MEASURES},
-)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from registry_examples import CARD
 
-from services.adapter_bundle import AdapterCard
 from services.registry import Registry
-from services.trial_files import MEASURES, Interval
 
 START_TIMEOUT_S = 60
 
@@ -79,25 +78,9 @@ def test_an_adapter_is_registered_promoted_and_fetched(
     registry = Registry(database, tmp_path / "mlartifacts")
     weights = tmp_path / "aya.safetensors"
     weights.write_bytes(b"kohya weights")
-    card = AdapterCard(
-        character="aya",
-        family="sd15",
-        checkpoint_sha256="c" * 64,
-        trial="t0123456789ab",
-        step=400,
-        method="lora",
-        rank=8,
-        base="/models/base",
-        base_hash="b" * 64,
-        dataset="aya/v0001-1a2b3c4d",
-        trigger="ayachar",
-        class_word="person",
-        recommended_weight=1.0,
-        scores={name: Interval(0.62, 0.55, 0.7) for name in MEASURES},
-    )
     run = registry.record.open_sweep("aya", "s1")
-    version = registry.register("aya.sd15", run, {"kohya": weights}, card)
-    assert registry.register("aya.sd15", run, {"kohya": weights}, card) == version
+    version = registry.register("aya.sd15", run, {"kohya": weights}, CARD)
+    assert registry.register("aya.sd15", run, {"kohya": weights}, CARD) == version
     registry.set_alias("aya.sd15", version, "production")
 
     again = Registry(database, tmp_path / "mlartifacts")
