@@ -59,6 +59,13 @@ class Settings(BaseModel):
         ge=1,
         description="CPU cores of one worker, which runs as many threads. Default: all here.",
     )
+    trials_per_pack: int = Field(
+        8,
+        ge=1,
+        le=64,
+        description="Trials that are trained together on one base in memory, at most; a pack that "
+        "does not fit is trained in halves.",
+    )
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."
     )

@@ -133,6 +133,7 @@ def run_sweep(
         ),
         scoring=record.config.scoring,
         score_dir=str(scores_dir(home.store, record)),
+        max_slots=home.settings.trials_per_pack,
     )
     settings = home.settings
     with Display(console) as display:

@@ -1,22 +1,33 @@
-"""Adapters on a base's UNet, through PEFT: put on, read out, put back, taken off.
+"""Adapters on a base's UNet: made, put on, read out under PEFT's names, taken off.
 
-A `Base` and a `Network` in, trainable fp32 parameters out. The base's own weights are never
+A `Base` and networks in, an `AdapterBank` on the UNet out. The base's own weights are never
 touched: after `detach` the UNet holds the very modules and bytes it had before.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from torch import Tensor
-from torch.nn import Parameter
+from torch import Tensor, nn
 
 from captioning import UserError
 from training.families import Base
+from training.pack.bank import (
+    DOWN,
+    OUTPUT_MAGNITUDE,
+    UP,
+    AdapterBank,
+    Parts,
+    install,
+    part_shape,
+    parts_of,
+    uninstall,
+)
+from training.pack.layer import BankLinear
 from training.recipe import Network
 
-ADAPTER_NAME = "default"
 UNET_PREFIX = "unet."
 # Module name endings in diffusers' UNet2DConditionModel; the same lists as its LoRA scripts.
 ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
@@ -30,99 +41,135 @@ def target_modules(network: Network) -> tuple[str, ...]:
     return ATTENTION_MODULES + FEED_FORWARD_MODULES
 
 
-def attach(base: Base, network: Network, seed: int) -> list[Parameter]:
-    """Put a new adapter on `base.unet` and return its parameters, fp32, trainable.
+def target_layers(base: Base, network: Network) -> dict[str, nn.Linear]:
+    """The linear layers of the UNet that get an update, by name, in the UNet's fixed order."""
+    endings = tuple(f".{ending}" for ending in target_modules(network))
+    layers = {}
+    for name, module in base.unet.named_modules():
+        inner = module.base_layer if isinstance(module, BankLinear) else module
+        if isinstance(inner, nn.Linear) and name.endswith(endings):
+            layers[name] = inner
+    return layers
 
-    PEFT's initial weights: A Kaiming-uniform, drawn from `seed` alone (the global generator is
-    left as it was), B zero, DoRA magnitudes the row norms of the base weight: the output does not
-    change until the first step. Raises RuntimeError if an adapter is already on.
+
+def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor]:
+    """The adapter before its first step, as `adapter_state` gives it: it changes no output yet.
+
+    PEFT's initial weights, number for number: A Kaiming-uniform, drawn on the CPU from `seed`
+    alone, B zero, DoRA's magnitudes the norms of the base weight's rows or columns.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        tensor = torch.empty(shape)
+        return nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
+
+    parts: Parts = {}
+    for name, layer in target_layers(base, network).items():
+        down_shape = part_shape(DOWN, network.rank, layer)
+        up_shape = part_shape(UP, network.rank, layer)
+        # PEFT makes two nn.Linear, which draw weights of their own, before it draws A.
+        draw(*down_shape), draw(*up_shape)
+        parts[name, DOWN] = draw(*down_shape)
+        parts[name, UP] = torch.zeros(up_shape)
+        for part in parts_of(network)[2:]:
+            axis = 1 if part == OUTPUT_MAGNITUDE else 0
+            parts[name, part] = torch.linalg.norm(layer.weight.detach().float(), dim=axis).cpu()
+    return {state_name(*key): tensor for key, tensor in sorted(parts.items())}
+
+
+def attach_pack(
+    base: Base, adapters: Sequence[tuple[Network, Mapping[str, Tensor]]]
+) -> AdapterBank:
+    """Put adapters with these networks and states (as `adapter_state` gives them) on `base.unet`.
+
+    The networks may differ in all but `targets`. Raises RuntimeError if a bank is already on,
+    ValueError for networks with unequal targets, and UserError if a state's names or shapes are
+    not those of its network on this base; the base is then left without adapters.
     """
     if is_attached(base):
         raise RuntimeError("an adapter is already on this base; detach it first")
-    config = LoraConfig(
-        r=network.rank,
-        lora_alpha=network.effective_alpha,
-        target_modules=list(target_modules(network)),
-        use_dora=network.method == "dora",
-        init_lora_weights=True,
-    )
+    if len({network.targets for network, _ in adapters}) != 1:
+        raise ValueError("the adapters of a pack must have the same targets")
     base.unet.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        # Drawn on the CPU: the same seed gives the same adapter on every device.
-        base.unet.to("cpu")
-        base.unet.add_adapter(config, adapter_name=ADAPTER_NAME)
-        base.unet.to(base.device)
-    for parameter in adapter_parameters(base):
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    if network.method == "dora" and base.dtype != torch.float32:
-        _set_magnitudes_in_fp32(base)
-    return adapter_parameters(base)
+    layers = target_layers(base, adapters[0][0])
+    for network, state in adapters:
+        _check(base, layers, network, state)
+    bank = AdapterBank(layers, [network for network, _ in adapters])
+    for slot, (_, state) in enumerate(adapters):
+        own = bank.split(slot, bank.weights[slot])
+        bank.load(slot, {key: state[state_name(*key)] for key in own})
+    install(base.unet, layers, bank)
+    return bank
 
 
-def _set_magnitudes_in_fp32(base: Base) -> None:
-    """Row norms of the half-precision weights computed in fp32, as the forward pass does."""
+def attach(base: Base, network: Network, seed: int) -> AdapterBank:
+    """Put one new adapter on `base.unet`; see `initial_adapter` and `attach_pack`."""
+    return attach_pack(base, [(network, initial_adapter(base, network, seed))])
+
+
+def load_adapter(base: Base, state: Mapping[str, Tensor], network: Network) -> AdapterBank:
+    """Put the adapter `state` (as `adapter_state` gives it) on `base`, replacing what is on."""
+    detach(base)
+    return attach_pack(base, [(network, state)])
+
+
+def _check(
+    base: Base, layers: Mapping[str, nn.Linear], network: Network, state: Mapping[str, Tensor]
+) -> None:
+    """Raise UserError for the first tensor that is missing, foreign, or of another shape."""
+    expected = {
+        state_name(name, part): part_shape(part, network.rank, layer)
+        for name, layer in layers.items()
+        for part in parts_of(network)
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected == found:
+        return
+    wrong = sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
+    raise UserError(
+        f"adapter: {wrong[0]}",
+        f"{len(wrong)} of {len(expected)} tensors do not fit a {network.method} of rank "
+        f"{network.rank} on {base.id} (here: {found.get(wrong[0], 'missing')}, expected "
+        f"{expected.get(wrong[0], 'none')})",
+        "use the recipe and the base that the adapter was trained with",
+    )
+
+
+def bank_on(base: Base) -> AdapterBank | None:
+    """The bank that is on the base's UNet."""
     for module in base.unet.modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            magnitude = module.lora_magnitude_vector[ADAPTER_NAME].weight
-            magnitude.data = torch.linalg.norm(weight.detach().float(), dim=1)  # (out,)
+        if isinstance(module, BankLinear):
+            return module.bank
+    return None
 
 
 def is_attached(base: Base) -> bool:
-    return any(isinstance(module, LoraLayer) for module in base.unet.modules())
+    return bank_on(base) is not None
 
 
-def adapter_parameters(base: Base) -> list[Parameter]:
-    """The adapter's parameters in the UNet's fixed module order."""
-    return [parameter for _, parameter in named_adapter_parameters(base)]
-
-
-def named_adapter_parameters(base: Base) -> list[tuple[str, Parameter]]:
-    return [
-        (name, parameter) for name, parameter in base.unet.named_parameters() if "lora_" in name
-    ]
-
-
-def adapter_state(base: Base) -> dict[str, Tensor]:
-    """A copy of the adapter's weights under PEFT's names with the `unet.` prefix, fp32, on CPU."""
-    state = get_peft_model_state_dict(base.unet, adapter_name=ADAPTER_NAME)
+def adapter_state(bank: AdapterBank, slot: int = 0) -> dict[str, Tensor]:
+    """A copy of a slot's weights under PEFT's names with the `unet.` prefix, fp32, on CPU."""
+    parts = bank.split(slot, bank.weights[slot])
     return {
-        UNET_PREFIX + name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-        for name, tensor in sorted(state.items())
+        state_name(*key): tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for key, tensor in sorted(parts.items())
     }
 
 
-def load_adapter(base: Base, state: dict[str, Tensor], network: Network) -> list[Parameter]:
-    """Put the adapter `state` (as `adapter_state` gives it) on `base`, replacing one that is on.
-
-    Raises UserError if its names or shapes are not those of `network` on this base; the base is
-    then left without an adapter.
-    """
-    detach(base)
-    parameters = attach(base, network, seed=0)
-    expected = {name: tuple(tensor.shape) for name, tensor in adapter_state(base).items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if expected != found:
-        detach(base)
-        wrong = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        raise UserError(
-            f"adapter: {wrong[0]}",
-            f"{len(wrong)} of {len(expected)} tensors do not fit a {network.method} of rank "
-            f"{network.rank} on {base.id} (here: {found.get(wrong[0], 'missing')}, expected "
-            f"{expected.get(wrong[0], 'none')})",
-            "use the recipe and the base that the adapter was trained with",
-        )
-    plain = {name.removeprefix(UNET_PREFIX): tensor for name, tensor in state.items()}
-    set_peft_model_state_dict(base.unet, plain, adapter_name=ADAPTER_NAME)
-    return parameters
+def state_name(module: str, part: str) -> str:
+    """The name of a tensor in an adapter's state: PEFT's, where PEFT has the part."""
+    return f"{UNET_PREFIX}{module}.{part}" + (".weight" if part in (DOWN, UP) else "")
 
 
 def detach(base: Base) -> None:
-    """Take the adapter off; the UNet is then bit for bit what it was. Without one: does nothing."""
-    if is_attached(base):
+    """Take the adapters off; the UNet is then bit for bit what it was. Without any: does nothing.
+
+    Also takes off what PEFT or diffusers' own loader put on.
+    """
+    uninstall(base.unet)
+    if getattr(base.unet, "peft_config", None):
         base.unet.unload_lora()
     base.unet.requires_grad_(False)

@@ -1,7 +1,7 @@
 """Which samples an optimiser step sees, and every random number that goes with them.
 
-Randomness is counted, not carried: each draw is a function of (seed, step, slot), where a slot is
-the place of a sample in the whole step. So nothing has to be saved to resume, and the draws are
+Randomness is counted, not carried: each draw is a function of (seed, step, place), where the
+place is that of a sample in the whole step. So nothing has to be saved to resume, and the draws are
 the same however the step is split into micro-batches and workers.
 """
 
@@ -29,8 +29,8 @@ class Batch:
     text: Tensor  # (B, T, D)
 
 
-def slots_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> range:
-    """The slots that worker `rank` trains in micro-batch `micro_step` of a step.
+def places_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> range:
+    """The places that worker `rank` trains in micro-batch `micro_step` of a step.
 
     Over all micro-steps and ranks these are exactly 0..samples_per_step-1, each once.
     """
@@ -46,18 +46,18 @@ def draw_batch(
     recipe: Recipe,
     cache: LatentCache,
     step: int,
-    slots: Sequence[int],
+    places: Sequence[int],
     step_samples: int,
     timestep_count: int,
 ) -> Batch:
-    """Draw the samples in `slots` of optimiser step `step` (0-based), which has `step_samples`.
+    """Draw the samples at `places` of optimiser step `step` (0-based), which has `step_samples`.
 
     Pictures come in a fresh random order every epoch, each once per epoch; timesteps are uniform.
     """
     images, latents, noises, timesteps, texts = [], [], [], [], []
-    for slot in slots:
-        image = _image_at(recipe.seed, step * step_samples + slot, len(cache.mean))
-        generator = _generator("sample", recipe.seed, step, slot)
+    for place in places:
+        image = _image_at(recipe.seed, step * step_samples + place, len(cache.mean))
+        generator = _generator("sample", recipe.seed, step, place)
         timestep = torch.randint(timestep_count, (), generator=generator)
         choices = torch.rand(2, generator=generator)  # caption kept or not, mirrored or not
         view = int(choices[1] * cache.mean.shape[1])

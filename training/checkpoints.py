@@ -57,7 +57,7 @@ class Contents:
     step: int
     recipe: Recipe
     adapter: dict[str, Tensor]  # as adapters.adapter_state gives it
-    state: dict[str, Tensor]  # as optimizer_tensors gives it
+    state: dict[str, Tensor]  # as pack.slot.Slot.optimizer_state gives it
 
 
 def save_checkpoint(
@@ -143,9 +143,12 @@ def load_checkpoint(path: Path) -> Contents:
     step = int(matched[1])
     files = _read_verified(path, step)
     source = str(path / RECIPE_FILE)
+    data = yaml.safe_load(files[RECIPE_FILE])
+    # Recipes that name no axis are from the time when there was one.
+    data["network"].setdefault("dora_axis", "output")
     return Contents(
         step=step,
-        recipe=parse_config(Recipe, yaml.safe_load(files[RECIPE_FILE]), source),
+        recipe=parse_config(Recipe, data, source),
         adapter=load(files[ADAPTER_FILE]),
         state=load(files[STATE_FILE]),
     )
@@ -168,46 +171,3 @@ def _read_verified(path: Path, step: int) -> dict[str, bytes]:
             raise ValueError(f"{path / name}: its content does not match the manifest")
         files[name] = data
     return files
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: list[str], scaler: torch.amp.GradScaler
-) -> dict[str, Tensor]:
-    """The optimiser's moments and the loss scaler as named tensors on the CPU.
-
-    `names` are those of the parameters in the optimiser's order. The schedule, the data order and
-    all draws follow from the step and the seed, so there is nothing of them to save.
-    """
-    tensors = {
-        f"optimizer/{names[index]}/{key}": torch.as_tensor(value).detach().to("cpu", copy=True)
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-    if scaler.is_enabled():
-        saved = scaler.state_dict()
-        tensors["scaler/scale"] = torch.tensor(saved["scale"], dtype=torch.float64)
-        tensors["scaler/growth_tracker"] = torch.tensor(saved["_growth_tracker"])
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def restore_optimizer(
-    tensors: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    names: list[str],
-    scaler: torch.amp.GradScaler,
-) -> None:
-    """Put back what `optimizer_tensors` gave, onto the device of the parameters."""
-    indices = {name: index for index, name in enumerate(names)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, parameter, key = name.split("/")
-            state.setdefault(indices[parameter], {})[key] = tensor.clone()
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    if scaler.is_enabled():
-        saved = scaler.state_dict()
-        saved["scale"] = float(tensors["scaler/scale"])
-        saved["_growth_tracker"] = int(tensors["scaler/growth_tracker"])
-        scaler.load_state_dict(saved)

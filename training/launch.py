@@ -45,7 +45,7 @@ def run_trials(
     storage: Path,
     max_failures: int = 2,
 ) -> None:
-    """Train and score all trials of `job`, one after the other, and return when all are done.
+    """Train and score all trials of `job`, pack by pack, and return when all are done.
 
     Ray must be running. `on_event` is called in this thread with dicts of these kinds:
     `encode` (done, total), `base` (state), `trial` (trial, step it goes on from, steps), `step`
@@ -53,8 +53,9 @@ def run_trials(
     (trial, error), `finished` (trial, step), `stopped`, `waiting` (found).
 
     A worker that dies is started again, and goes on from the checkpoints, at most `max_failures`
-    times per trial; then that trial is marked failed, like one that raises: `failed.json` in its
-    folder says why, and the others go on. A failed trial is tried again by the next call.
+    times per pack; then the pack is tried in halves, down to a single trial. That one is then
+    marked failed, like one that raises: `failed.json` in its folder says why, and the others go
+    on. A failed trial is tried again by the next call.
     KeyboardInterrupt, and whatever `on_event` raises, stops the workers and is raised again; all
     up to the last checkpoint is kept. Raises UserError when nothing can be started (no such base,
     a damaged dataset) or when the workers keep dying.
@@ -137,8 +138,9 @@ class _Fit(threading.Thread):
             run_config=RunConfig(
                 name=run_dir.name,
                 storage_path=str(run_dir.parent),
-                # The ledger ends a trial, or the setup, after max_failures deaths of its own.
-                failure_config=FailureConfig(max_failures=max_failures * (len(job.trials) + 1)),
+                # The ledger ends the setup, a pack, and each of its halves down to a trial, after
+                # max_failures deaths of its own: of n trials that is 2n - 1 packs at most.
+                failure_config=FailureConfig(max_failures=max_failures * 2 * len(job.trials)),
             ),
             torch_config=TorchConfig(
                 backend="nccl" if size.use_gpu else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S

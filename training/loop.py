@@ -1,7 +1,8 @@
-"""The training loop of one trial: learning rate, micro-steps, clip, step, log, checkpoint.
+"""The training loop: learning rate, micro-steps, clip, step, log, checkpoint, for a pack of trials.
 
-A base, a latent cache and a recipe in, checkpoints and metrics in the trial's folder out. It goes
-on from the last whole checkpoint by itself; an interrupted run equals an unbroken one.
+A base and trials (recipe, latent cache, folder) in, checkpoints and metrics in the trials' folders
+out. Every trial goes on from its last whole checkpoint by itself; an interrupted run equals an
+unbroken one. One trial is a pack of one: the same code.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import Parameter
 
 from captioning import UserError, write_atomic
-from training.adapters import adapter_state, attach, detach, load_adapter, named_adapter_parameters
-from training.batches import draw_batch, samples_per_step, slots_of
-from training.checkpoints import (
-    list_checkpoints,
-    load_checkpoint,
-    optimizer_tensors,
-    remove_unfinished,
-    restore_optimizer,
-    save_checkpoint,
-)
+from training.adapters import detach
+from training.batches import Batch, draw_batch, places_of, samples_per_step
+from training.checkpoints import remove_unfinished, save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
+from training.pack.pack import Pack, last_contents, seat
+from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
 from training.schedule import add_noise, learning_rate, min_snr_weights, training_target
 
@@ -67,155 +62,222 @@ def train(
     on_checkpoint: Callable[[int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> int:
-    """Train the trial in `trial_dir` (its name is the trial's id) and return the last step done.
+    """Train one trial, a pack of one, and return the last step done; see `train_pack`.
 
-    Goes on from the last whole checkpoint, and with as many workers as before ends as if it had
-    never stopped; a finished trial returns at once. With more than one
-    worker each calls this with its rank, inside an initialised process group; `batch_size` counts
-    per worker. Rank 0 writes and sends the events; `on_checkpoint(step, folder)` is called on
-    every rank after each checkpoint is on disk, with the adapter on the base. `stop` is asked
-    after every step on every rank: when one says yes, all return that step (work since the last
-    checkpoint is done again later). The base is left without adapter, bit for bit as it was.
-
-    Raises TrainingDiverged, on every rank, when the loss or an unscaled gradient is not finite.
+    Raises TrainingDiverged, on every rank, when the loss or an unscaled gradient is not finite,
+    and whatever `on_checkpoint` raises.
     """
-    checkpoints = list_checkpoints(trial_dir)
-    first_step = checkpoints[-1].step if checkpoints else 0
-    if first_step >= recipe.steps:
-        return recipe.steps
-    saved = load_checkpoint(checkpoints[-1].path) if checkpoints else None
-
-    precision = resolve_precision(recipe, base.device)
-    if saved is None:
-        parameters = attach(base, recipe.network, recipe.seed)
-    else:
-        parameters = load_adapter(base, saved.adapter, recipe.network)
-    names = [name for name, _ in named_adapter_parameters(base)]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=recipe.optimizer.lr,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        weight_decay=recipe.optimizer.weight_decay,
+    failed: list[Exception] = []
+    done = train_pack(
+        base,
+        [Trial(trial_dir, recipe, cache)],
+        rank,
+        world_size,
+        on_event=on_event,
+        on_checkpoint=on_checkpoint and (lambda _, step, path: on_checkpoint(step, path)),
+        on_failure=lambda _, error: failed.append(error),
+        stop=stop,
     )
-    scaler = torch.amp.GradScaler(base.device.type, enabled=precision == "fp16")
-    if saved is not None:
-        restore_optimizer(saved.state, optimizer, names, scaler)
+    if failed:
+        raise failed[0]
+    return done[trial_dir.name]
 
-    checkpoint_steps = frozenset(recipe.checkpoint_steps())
-    step_samples = samples_per_step(recipe, world_size)
-    timestep_count = len(base.scheduler.alphas_cumprod)
-    if rank == 0:
-        trial_dir.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(trial_dir)
-        _drop_metrics_after(trial_dir / METRICS_FILE, first_step)
-    try:
-        with _deterministic(base.device), _metrics_writer(trial_dir, rank) as write_metrics:
-            for step in range(first_step, recipe.steps):
-                started = time.perf_counter()
-                lr = learning_rate(recipe, step)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
 
-                loss = torch.zeros((), device=base.device)
-                for micro_step in range(recipe.accumulation):
-                    slots = slots_of(recipe, micro_step, rank, world_size)
-                    batch = draw_batch(recipe, cache, step, slots, step_samples, timestep_count)
-                    with _autocast(base.device, precision):
-                        losses = _sample_losses(base, recipe, batch.posterior_samples, batch.noise,
-                                                batch.timesteps, batch.text)  # fmt: skip
-                    # Every micro-batch has as many samples, so the mean of means is the mean.
-                    micro_loss = losses.mean() / recipe.accumulation
-                    scaler.scale(micro_loss).backward()
-                    loss += micro_loss.detach()
+def train_pack(
+    base: Base,
+    trials: Sequence[Trial],
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    on_failure: Callable[[Trial, Exception], None],
+    on_event: Callable[[Event], None] | None = None,
+    on_checkpoint: Callable[[Trial, int, Path], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, int]:
+    """Train `trials` together on one base; returns the last step done of each that did not fail.
 
-                stopping = stop is not None and stop()
-                if world_size > 1:
-                    loss, stopping = _average(parameters, loss, stopping, world_size)
-                scaler.unscale_(optimizer)
-                limit = recipe.clip_norm if recipe.clip_norm is not None else math.inf
-                grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-                _check_finite(trial_dir.name, step + 1, float(loss), grad_norm, scaler)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+    Each goes on from its last whole checkpoint and ends as if it had been trained alone, up to
+    float rounding; a pack that is interrupted and goes on in the same composition ends bit for bit
+    as if it had never stopped. Finished trials leave the pack, and so do failing ones:
+    `on_failure(trial, error)` is called on every rank when a trial's loss or gradients are no
+    longer finite (TrainingDiverged), and when saving or `on_checkpoint` raises for it.
 
+    With more than one worker each calls this with its rank, inside an initialised process group;
+    `batch_size` counts per worker. Rank 0 writes and sends the events; `on_checkpoint(trial, step,
+    folder)` is called on every rank after each checkpoint is on disk, while the base acts with
+    this trial's adapter alone. `stop` is asked after every step on every rank: when one says yes,
+    all return (work since the last checkpoints is done again later). The base is left without
+    adapters, bit for bit as it was. Raises ValueError for trials that cannot share a pack.
+    """
+    # With several workers only errors that all of them meet may be survived by all of them.
+    survivable = Exception if world_size == 1 else UserError
+    seats = [(trial, last_contents(base, trial)) for trial in trials]
+    done = {trial.id: min(saved.step, trial.recipe.steps) for trial, saved in seats}
+    seats = [(trial, saved) for trial, saved in seats if saved.step < trial.recipe.steps]
+    if not seats:
+        return done
+    for trial, saved in seats if rank == 0 else ():
+        trial.trial_dir.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(trial.trial_dir)
+        _drop_metrics_after(trial.trial_dir / METRICS_FILE, saved.step)
+
+    shared = seats[0][0].recipe
+    precision = resolve_precision(shared, base.device)
+    with _deterministic(base.device), _bare_afterwards(base):
+        pack: Pack | None = seat(base, seats, scaled=precision == "fp16")
+        while pack is not None:
+            started = time.perf_counter()
+            bank, slots = pack.bank, pack.slots
+            bank.zero_grad()
+            losses = torch.zeros(len(slots), device=base.device)
+            for micro_step in range(shared.accumulation):
+                batches = [_draw(base, slot, micro_step, rank, world_size) for slot in slots]
+                with _autocast(base.device, precision):
+                    errors = _sample_losses(base, slots, batches)  # (K, B)
+                # Every micro-batch has as many samples, so the mean of means is the mean. Added up
+                # over the slots: no sample's gradient reaches another slot.
+                micro_losses = errors.mean(dim=1) / shared.accumulation  # (K,)
+                scaled = [
+                    slot.scaler.scale(loss) for slot, loss in zip(slots, micro_losses, strict=True)
+                ]
+                torch.stack(scaled).sum().backward()
+                losses += micro_losses.detach()
+            bank.collect_gradients()
+
+            stopping = stop is not None and stop()
+            if world_size > 1:
+                losses, stopping = _average(bank.grads, losses, stopping, world_size)
+            for slot in slots:
+                slot.scaler.unscale_(slot.optimizer)
+            norms = bank.clip([slot.recipe.clip_norm for slot in slots])
+            gone = []
+            for slot, loss, norm in zip(slots, losses.tolist(), norms.tolist(), strict=True):
+                lr = learning_rate(slot.recipe, slot.step)
+                slot.set_learning_rate(lr)
+                slot.step += 1
+                try:
+                    _check_finite(slot, loss, norm)
+                except TrainingDiverged as error:
+                    gone.append(slot)
+                    del done[slot.trial.id]
+                    on_failure(slot.trial, error)
+                    continue
+                slot.scaler.step(slot.optimizer)
+                slot.scaler.update()
+                done[slot.trial.id] = slot.step
                 row = {
-                    "step": step + 1,
-                    "loss": float(loss),
+                    "step": slot.step,
+                    "loss": loss,
                     "lr": lr,
                     # An overflowed fp16 step has no norm: the optimiser skipped it.
-                    "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-                    "step_ms": (time.perf_counter() - started) * 1000,
+                    "grad_norm": norm if math.isfinite(norm) else None,
+                    "step_ms": (time.perf_counter() - started) * 1000,  # of the whole pack
+                    "pack": len(slots),
                 }
-                write_metrics(row)
-                if on_event is not None and rank == 0:
-                    on_event(
-                        {"kind": "step", "trial": trial_dir.name, "steps": recipe.steps, **row}
-                    )
-                if step + 1 in checkpoint_steps:
+                if rank == 0:
+                    _append_metrics(slot.trial.trial_dir, row)
+                    if on_event is not None:
+                        known = {"trial": slot.trial.id, "steps": slot.recipe.steps}
+                        on_event({"kind": "step", **known, **row})
+            bank.changed()
+
+            for slot in slots:
+                if slot in gone or slot.step not in slot.checkpoint_steps:
+                    continue
+                try:
                     if rank == 0:
-                        state = optimizer_tensors(optimizer, names, scaler)
-                        save_checkpoint(trial_dir, step + 1, recipe, adapter_state(base), state)
+                        saved = slot.contents()
+                        save_checkpoint(
+                            slot.trial.trial_dir, slot.step, slot.recipe, saved.adapter, saved.state
+                        )
                     if on_checkpoint is not None:
-                        on_checkpoint(step + 1, trial_dir / f"step-{step + 1:06d}")
-                if stopping:
-                    return step + 1
-    finally:
-        detach(base)
-    return recipe.steps
+                        folder = slot.trial.trial_dir / f"step-{slot.step:06d}"
+                        with bank.alone(slot.index):
+                            on_checkpoint(slot.trial, slot.step, folder)
+                except survivable as error:
+                    gone.append(slot)
+                    del done[slot.trial.id]
+                    on_failure(slot.trial, error)
+            gone += [slot for slot in slots if slot not in gone and slot.step >= slot.recipe.steps]
+            if stopping:
+                break
+            if gone:
+                pack = pack.without(gone)
+    return done
 
 
-def _sample_losses(
-    base: Base, recipe: Recipe, samples: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor
-) -> Tensor:
-    """The weighted squared error of every sample, fp32.  # (B,)"""
-    alphas = base.scheduler.alphas_cumprod
+def _draw(base: Base, slot: Slot, micro_step: int, rank: int, world_size: int) -> Batch:
+    recipe = slot.recipe
+    return draw_batch(
+        recipe,
+        slot.trial.cache,
+        slot.step,
+        places_of(recipe, micro_step, rank, world_size),
+        samples_per_step(recipe, world_size),
+        len(base.scheduler.alphas_cumprod),
+    )
+
+
+def _sample_losses(base: Base, slots: Sequence[Slot], batches: Sequence[Batch]) -> Tensor:
+    """The weighted squared error of every slot's B samples, fp32.  # (K, B)"""
+    alphas, kind = base.scheduler.alphas_cumprod, base.prediction_type
+    weights = torch.cat(
+        [
+            min_snr_weights(alphas, batch.timesteps, kind, slot.recipe.min_snr_gamma)
+            for slot, batch in zip(slots, batches, strict=True)
+        ]
+    )
     device = base.device
-    timesteps, noise, text = timesteps.to(device), noise.to(device), text.to(device)
-    latents = base.to_latents(samples.to(device))  # (B, C, h, w)
+    timesteps = torch.cat([batch.timesteps for batch in batches]).to(device)  # (K*B,)
+    noise = torch.cat([batch.noise for batch in batches]).to(device)
+    text = torch.cat([batch.text for batch in batches]).to(device)
+    samples = torch.cat([batch.posterior_samples for batch in batches]).to(device)
+    latents = base.to_latents(samples)  # (K*B, C, h, w)
     noisy = add_noise(latents, noise, alphas, timesteps)
-    target = training_target(latents, noise, alphas, timesteps, base.prediction_type)
+    target = training_target(latents, noise, alphas, timesteps, kind)
     prediction = base.predict(noisy, timesteps, text)
-    errors = (prediction - target).square().mean(dim=(1, 2, 3))  # (B,)
-    return errors * min_snr_weights(alphas, timesteps, base.prediction_type, recipe.min_snr_gamma)
+    errors = (prediction - target).square().mean(dim=(1, 2, 3))  # (K*B,)
+    return (errors * weights.to(device)).view(len(slots), -1)
 
 
-def _average(
-    parameters: list[Parameter], loss: Tensor, stopping: bool, world_size: int
-) -> tuple[Tensor, bool]:
-    """Mean gradients and loss over the workers, in one collective; any worker's stop is all's.
+def _average(grads: Tensor, losses: Tensor, stopping: bool, world_size: int) -> tuple[Tensor, bool]:
+    """Mean gradients and losses over the workers, in one collective; any worker's stop is all's.
 
-    Scaled fp16 gradients that overflowed on one worker are infinite on all, so all skip the step.
+    Scaled fp16 gradients of a slot that overflowed on one worker are infinite on all, so all skip
+    that slot's step.
     """
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flags = torch.stack([loss, torch.tensor(float(stopping), device=loss.device)])
-    flat = torch.cat([flags, *(gradient.flatten() for gradient in gradients)])
+    flag = torch.tensor([float(stopping)], device=losses.device)
+    flat = torch.cat([flag, losses, grads.flatten()])
     dist.all_reduce(flat)
     flat /= world_size
-    averaged = flat[2:].split([gradient.numel() for gradient in gradients])
-    for parameter, gradient in zip(parameters, averaged, strict=True):
-        parameter.grad = gradient.view_as(parameter).clone()
-    return flat[0], bool(flat[1] > 0)
+    flag, losses, averaged = flat.split([1, len(losses), grads.numel()])
+    grads.copy_(averaged.view_as(grads))
+    return losses, bool(flag > 0)
 
 
-def _check_finite(
-    trial: str, step: int, loss: float, grad_norm: float, scaler: torch.amp.GradScaler
-) -> None:
-    where = f"trial {trial}, step {step}"
+def _check_finite(slot: Slot, loss: float, grad_norm: float) -> None:
+    where = f"trial {slot.trial.id}, step {slot.step}"
     if not math.isfinite(loss):
         raise TrainingDiverged(where, f"the loss is {loss}", _REMEDY)
     if math.isfinite(grad_norm):
         return
-    if not scaler.is_enabled():
+    if not slot.scaler.is_enabled():
         raise TrainingDiverged(where, f"the norm of the gradients is {grad_norm}", _REMEDY)
-    if scaler.get_scale() <= SMALLEST_LOSS_SCALE:
+    if slot.scaler.get_scale() <= SMALLEST_LOSS_SCALE:
         raise TrainingDiverged(where, "the fp16 gradients overflow at every loss scale", _REMEDY)
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
     dtype = AUTOCAST_DTYPES.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def _bare_afterwards(base: Base) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        detach(base)
 
 
 @contextmanager
@@ -237,19 +299,9 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         filling.fill_uninitialized_memory = fill_before
 
 
-@contextmanager
-def _metrics_writer(trial_dir: Path, rank: int) -> Iterator[Callable[[Event], None]]:
-    """A function that appends a row to metrics.jsonl at once; rank 0 only."""
-    if rank != 0:
-        yield lambda row: None
-        return
+def _append_metrics(trial_dir: Path, row: Event) -> None:
     with (trial_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
-
-        def write(row: Event) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-
-        yield write
+        file.write(json.dumps(row) + "\n")
 
 
 def _drop_metrics_after(path: Path, step: int) -> None:

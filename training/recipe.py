@@ -28,12 +28,18 @@ class Network(_Strict):
 
     method: Literal["lora", "dora"] = Field(
         "lora",
-        description="lora: low-rank updates (Hu et al. 2021). dora: the same plus a trained "
-        "magnitude for every output row (Liu et al. 2024).",
+        description="lora: low-rank updates (Hu et al. 2021). dora: the same plus trained "
+        "magnitudes of the weights' rows or columns (Liu et al. 2024).",
     )
     rank: int = Field(16, ge=1, le=256, strict=True, description="Rank r of every update B·A.")
     alpha: float | None = Field(
         None, gt=0, description="The update is scaled by alpha/rank. None: alpha = rank."
+    )
+    dora_axis: Literal["input", "output"] = Field(
+        "input",
+        description="dora: what has a magnitude. input: every input column of a weight, as "
+        "ComfyUI, A1111, Forge and InvokeAI compute it. output: every output row, as PEFT and "
+        "diffusers do. In the other tools an export is exact too, but as large as the layers.",
     )
     targets: Literal["attention", "attention+ff"] = Field(
         "attention",
@@ -143,6 +149,9 @@ class Recipe(_Strict):
         """One line of sorted JSON; recipes that train the same way give the same text."""
         data = self.model_dump(mode="json")
         data["network"]["alpha"] = self.network.effective_alpha
+        if self.network.method == "lora" or self.network.dora_axis == "output":
+            # A LoRA has no axis; and output was the only one when the first trials were named.
+            del data["network"]["dora_axis"]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     def checkpoint_steps(self) -> tuple[int, ...]:

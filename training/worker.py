@@ -1,4 +1,4 @@
-"""What one Ray Train worker does with a sweep: encode once, then train and score trial by trial.
+"""What one Ray Train worker does with a sweep: encode once, then train and score pack by pack.
 
 A `SweepJob` in; checkpoints, scores and `failed.json` files in the trials' folders out, events to
 the driver. Every step finds out from the disk what is done already, so a worker that was killed
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
 from training.families import Base, load_base
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
-from training.loop import AUTOCAST_DTYPES, resolve_precision, train
+from training.loop import AUTOCAST_DTYPES, resolve_precision, train_pack
 from training.mailbox import Event
+from training.pack.plan import MAX_SLOTS, plan_packs
+from training.pack.slot import Trial
 from training.prompts import ScoringConfig
 from training.recipe import Recipe
 
@@ -50,6 +52,7 @@ class SweepJob:
     trials: tuple[TrialSpec, ...]
     scoring: ScoringConfig | None  # None: train only
     score_dir: str  # the bare base's images and scores, shared by the trials
+    max_slots: int = MAX_SLOTS  # trials that are trained together at most
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Worker:
         self.ledger = ledger
         self.max_deaths = max_deaths
         self._base: Base | None = None
+        self._caches: dict[tuple[int | None, bool], LatentCache] = {}
         self._dataset: DatasetVersion | None = None
         self._embedder: Any = None
         self._base_scores: Any = None
@@ -92,11 +96,9 @@ class Worker:
         problem = self.group.rank_0_says(self._prepare)
         if problem is not None:
             return problem
-        for spec in self.job.trials:
-            if self.group.rank_0_says(lambda spec=spec: self._is_lost(spec)):  # type: ignore[misc]
-                continue
-            if not self._run_trial(spec):
-                self._send({"kind": "stopped", "trial": spec.trial})
+        trials = self.job.trials
+        for pack in plan_packs([spec.recipe for spec in trials], self.job.max_slots):
+            if not self._run_pack([trials[index] for index in pack]):
                 return None
         return None
 
@@ -121,53 +123,84 @@ class Worker:
             return SetupError("training worker", traceback.format_exc(), None)
         return None
 
-    def _is_lost(self, spec: TrialSpec) -> bool:
-        """Rank 0: whether the trial has failed, in this run, or killed its worker too often."""
-        if (spec.trial_dir / FAILED_FILE).exists():
-            return True
-        if self._died_too_often(spec.trial):
-            found = f"its worker died {self.max_deaths} times (out of memory, most often)"
-            fix = "lower batch_size or resolution, and raise accumulation instead"
-            self._mark_failed(spec, UserError(f"trial {spec.trial}", found, fix), "")
-            return True
-        self._enter(spec.trial)
-        return False
+    def _run_pack(self, planned: Sequence[TrialSpec]) -> bool:
+        """Train and score the trials together; False when the driver asked to stop.
 
-    def _run_trial(self, spec: TrialSpec) -> bool:
-        """Train and score one trial; False when the driver asked to stop."""
+        A pack that keeps killing its worker, or fails as a whole, is tried again in halves: most
+        often it was too large, and at last the trial that it fails for stands alone.
+        """
+        specs, too_deadly = self.group.rank_0_says(lambda: self._admit(planned))
+        if too_deadly:
+            return self._run_halves(planned)
+        if not specs:
+            return True
         # With several workers only errors that all of them meet may be caught by all of them.
         survivable = Exception if self.group.world_size == 1 else UserError
-        cache = self._cache_for(spec.recipe)
-        base = self._base_for(spec.recipe)
+        try:
+            return self._train_and_score(specs)
+        except survivable as error:
+            if len(planned) == 1:
+                self._fail(planned[0], error)
+                return True
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._run_halves(planned)
+
+    def _run_halves(self, planned: Sequence[TrialSpec]) -> bool:
+        middle = len(planned) // 2
+        return self._run_pack(planned[:middle]) and self._run_pack(planned[middle:])
+
+    def _admit(self, planned: Sequence[TrialSpec]) -> tuple[list[TrialSpec], bool]:
+        """Rank 0: the trials that have not failed, and whether they must be tried in halves."""
+        specs = [spec for spec in planned if not (spec.trial_dir / FAILED_FILE).exists()]
+        # Failed and finished members are named too, so that it stays the same pack.
+        phase = " ".join(spec.trial for spec in planned)
+        if specs and self._died_too_often(phase):
+            if len(planned) > 1:
+                return specs, True
+            found = f"its worker died {self.max_deaths} times (out of memory, most often)"
+            fix = "lower batch_size or resolution, and raise accumulation instead"
+            self._fail(planned[0], UserError(f"trial {planned[0].trial}", found, fix))
+            return [], False
+        self._enter(phase)
+        return specs, False
+
+    def _train_and_score(self, specs: Sequence[TrialSpec]) -> bool:
+        """Of trials that share a pack; False when the driver asked to stop."""
+        trials = {s.trial: Trial(s.trial_dir, s.recipe, self._cache_for(s.recipe)) for s in specs}
+        by_trial = {spec.trial: spec for spec in specs}
+        base = self._base_for(specs[0].recipe)
         base.offload_encoders()
         # Before the first gradient is exchanged, since loading may take one worker much longer.
         self.group.wait_for_all()
-        try:
+        for spec in specs:
+            known = [checkpoint.step for checkpoint in list_checkpoints(spec.trial_dir)]
+            steps = spec.recipe.steps
             self._send(
                 {
                     "kind": "trial",
                     "trial": spec.trial,
-                    "step": max([c.step for c in list_checkpoints(spec.trial_dir)], default=0),
-                    "steps": spec.recipe.steps,
+                    "step": max(known, default=0),
+                    "steps": steps,
                 }
             )
-            last_step = train(
-                base,
-                cache,
-                spec.recipe,
-                spec.trial_dir,
-                rank=self.group.rank,
-                world_size=self.group.world_size,
-                on_event=self.on_event,
-                on_checkpoint=lambda step, path: self._after_checkpoint(spec, step, path),
-                stop=self.stopped,
-            )
-            if last_step < spec.recipe.steps or not self._score_the_rest(spec):
+        done = train_pack(
+            base,
+            list(trials.values()),
+            rank=self.group.rank,
+            world_size=self.group.world_size,
+            on_event=self.on_event,
+            on_checkpoint=lambda t, step, path: self._after_checkpoint(by_trial[t.id], step, path),
+            on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
+            stop=self.stopped,
+        )
+        for spec in specs:
+            if spec.trial not in done:
+                continue
+            if done[spec.trial] < spec.recipe.steps or not self._score_the_rest(spec):
+                self._send({"kind": "stopped", "trial": spec.trial})
                 return False
-            self._send({"kind": "finished", "trial": spec.trial, "step": last_step})
-        except survivable as error:
-            if self.group.rank == 0:
-                self._mark_failed(spec, error, traceback.format_exc())
+            self._send({"kind": "finished", "trial": spec.trial, "step": done[spec.trial]})
         return True
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
@@ -271,27 +304,34 @@ class Worker:
         return self._base
 
     def _cache_for(self, recipe: Recipe) -> LatentCache:
-        base = self._base_for(recipe)
-        base.restore_encoders()
-        return encode_dataset(
-            self._load_dataset(),
-            base,
-            recipe.resolution,
-            recipe.flip,
-            Path(self.job.latents_dir),
-            lambda done, total: self._send({"kind": "encode", "done": done, "total": total}),
-        )
+        """The encoded dataset; in memory once for all trials that can share it."""
+        key = recipe.resolution, recipe.flip
+        if key not in self._caches:
+            base = self._base_for(recipe)
+            base.restore_encoders()
+            self._caches[key] = encode_dataset(
+                self._load_dataset(),
+                base,
+                recipe.resolution,
+                recipe.flip,
+                Path(self.job.latents_dir),
+                lambda done, total: self._send({"kind": "encode", "done": done, "total": total}),
+            )
+        return self._caches[key]
 
     def _load_dataset(self) -> DatasetVersion:
         if self._dataset is None:
             self._dataset = load_dataset(Path(self.job.dataset_path))
         return self._dataset
 
-    def _mark_failed(self, spec: TrialSpec, error: BaseException, trace: str) -> None:
+    def _fail(self, spec: TrialSpec, error: BaseException) -> None:
+        """Rank 0: write down why the trial has failed, and say so."""
+        if self.group.rank != 0:
+            return
         content = {
             "trial": spec.trial,
             "error": str(error) or type(error).__name__,
-            "traceback": trace,
+            "traceback": "".join(traceback.format_exception(error)),
         }
         write_atomic(spec.trial_dir / FAILED_FILE, json.dumps(content, indent=1).encode())
         self._send({"kind": "failed", "trial": spec.trial, "error": content["error"]})

@@ -275,7 +275,7 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
                 f"{prompt} <lora:{stem}:{weight}>",
             )
         )
-    # A DoRA in kohya's naming holds whole differences, which diffusers does not read.
+    # Of a DoRA in kohya's naming diffusers leaves the magnitudes out, or reads nothing.
     loadable = peft or (kohya if winner is None or winner.method == "lora" else None)
     if loadable is not None:
         path = PurePosixPath(loadable.name)

@@ -8,14 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 
 from captioning import UserError
-from training.adapters import (
-    adapter_parameters,
-    adapter_state,
-    attach,
-    detach,
-    is_attached,
-    load_adapter,
-)
+from training.adapters import adapter_state, attach, detach, is_attached, load_adapter
 from training.families import Base, load_base
 from training.recipe import Network
 
@@ -44,8 +37,9 @@ def test_detach_leaves_the_base_bit_identical(tiny_base: Base, method: str, targ
     before, modules = fingerprint(tiny_base), [name for name, _ in tiny_base.unet.named_modules()]
     output = predict(tiny_base)
     network = Network(method=method, rank=4, targets=targets)  # type: ignore[arg-type]
-    for parameter in attach(tiny_base, network, seed=0):
-        parameter.data.normal_()
+    bank = attach(tiny_base, network, seed=0)
+    bank.weights.normal_()
+    bank.changed()
     assert not torch.equal(predict(tiny_base), output)
     detach(tiny_base)
     assert not is_attached(tiny_base)
@@ -56,25 +50,25 @@ def test_detach_leaves_the_base_bit_identical(tiny_base: Base, method: str, targ
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_new_adapter_changes_nothing_yet_and_alone_is_trainable(
-    tiny_base: Base, method: str
+@pytest.mark.parametrize("axis", ["output", "input"])
+def test_a_new_adapter_changes_nothing_yet_and_the_base_is_frozen(
+    tiny_base: Base, method: str, axis: str
 ) -> None:
     output = predict(tiny_base)
-    parameters = attach(tiny_base, Network(method=method, rank=4), seed=0)  # type: ignore[arg-type]
+    network = Network(method=method, rank=4, dora_axis=axis)  # type: ignore[arg-type]
+    bank = attach(tiny_base, network, seed=0)
     # DoRA rescales by magnitude/norm, which is 1 up to rounding.
     torch.testing.assert_close(predict(tiny_base), output, rtol=1e-5, atol=1e-6)
-    trainable = [p for p in tiny_base.unet.parameters() if p.requires_grad]
-    assert {id(p) for p in trainable} == {id(p) for p in parameters}
-    assert all(p.dtype == torch.float32 for p in parameters)
+    assert not any(parameter.requires_grad for parameter in tiny_base.unet.parameters())
+    assert bank.weights.dtype == torch.float32
 
 
 def test_the_seed_alone_decides_the_first_weights(tiny_base: Base) -> None:
     def first_weights(seed: int, noise_seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(noise_seed)
         expected_next = torch.rand(1, generator=torch.Generator().manual_seed(noise_seed))
-        attach(tiny_base, Network(rank=4), seed)
+        state = adapter_state(attach(tiny_base, Network(rank=4), seed))
         assert torch.equal(torch.rand(1), expected_next)  # the global generator was not used
-        state = adapter_state(tiny_base)
         detach(tiny_base)
         return state
 
@@ -87,10 +81,16 @@ def test_the_seed_alone_decides_the_first_weights(tiny_base: Base) -> None:
 def test_state_has_pefts_names_and_comes_back_equal(
     tiny_base: Base, tiny_base_path: Path, method: str
 ) -> None:
-    network = Network(method=method, rank=4, targets="attention+ff")  # type: ignore[arg-type]
-    for parameter in attach(tiny_base, network, seed=0):
-        parameter.data.normal_(generator=torch.Generator().manual_seed(2))
-    state, output = adapter_state(tiny_base), predict(tiny_base)
+    network = Network(
+        method=method,  # type: ignore[arg-type]
+        rank=4,
+        targets="attention+ff",
+        dora_axis="output",
+    )
+    bank = attach(tiny_base, network, seed=0)
+    bank.weights.normal_(generator=torch.Generator().manual_seed(2))
+    bank.changed()
+    state, output = adapter_state(bank), predict(tiny_base)
 
     plain = load_base(tiny_base_path).unet
     modules = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
@@ -99,16 +99,14 @@ def test_state_has_pefts_names_and_comes_back_equal(
     assert all(t.dtype == torch.float32 and t.device.type == "cpu" for t in state.values())
 
     other = load_base(tiny_base_path)
-    load_adapter(other, state, network)
+    again = adapter_state(load_adapter(other, state, network))
     assert torch.equal(predict(other), output)
-    again = adapter_state(other)
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
     load_adapter(other, state, network)  # replaces the one that is on
 
 
 def test_an_adapter_of_another_rank_is_refused(tiny_base: Base) -> None:
-    attach(tiny_base, Network(rank=4), seed=0)
-    state = adapter_state(tiny_base)
+    state = adapter_state(attach(tiny_base, Network(rank=4), seed=0))
     with pytest.raises(UserError, match="rank 8"):
         load_adapter(tiny_base, state, Network(rank=8))
     assert not is_attached(tiny_base)
@@ -126,6 +124,6 @@ def test_two_adapters_at_once_are_a_programming_error(tiny_base: Base) -> None:
 def test_on_a_half_base_the_adapter_is_fp32_and_dora_starts_neutral(tiny_base_path: Path) -> None:
     base = load_base(tiny_base_path, dtype=torch.float16)
     plain = predict(base)
-    attach(base, Network(method="dora", rank=4), seed=0)
-    assert all(parameter.dtype == torch.float32 for parameter in adapter_parameters(base))
+    bank = attach(base, Network(method="dora", rank=4), seed=0)
+    assert bank.weights.dtype == torch.float32
     torch.testing.assert_close(predict(base), plain, rtol=5e-3, atol=5e-3)

@@ -1,4 +1,4 @@
-"""Draws depend on (seed, step, slot) alone, and every picture comes once per epoch."""
+"""Draws depend on (seed, step, place) alone, and every picture comes once per epoch."""
 
 import collections
 from collections.abc import Callable
@@ -7,24 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.batches import draw_batch, samples_per_step, slots_of
+from training.batches import draw_batch, places_of, samples_per_step
 from training.families import Base
 from training.latents import LatentCache
 from training.recipe import Recipe
 
 
 @given(batch=st.integers(1, 8), accumulation=st.integers(1, 8), world=st.integers(1, 8))
-def test_slots_are_shared_out_without_gap_or_overlap(
+def test_places_are_shared_out_without_gap_or_overlap(
     batch: int, accumulation: int, world: int
 ) -> None:
     recipe = Recipe(batch_size=batch, accumulation=accumulation)
-    slots = [
-        slot
+    places = [
+        place
         for micro_step in range(accumulation)
         for rank in range(world)
-        for slot in slots_of(recipe, micro_step, rank, world)
+        for place in places_of(recipe, micro_step, rank, world)
     ]
-    assert slots == list(range(samples_per_step(recipe, world)))
+    assert places == list(range(samples_per_step(recipe, world)))
 
 
 def test_splitting_a_step_changes_no_draw(
@@ -33,7 +33,7 @@ def test_splitting_a_step_changes_no_draw(
     cache = make_cache(tiny_base, views=2)
     recipe = Recipe(seed=7, caption_dropout=0.5)
     whole = draw_batch(recipe, cache, 3, range(8), 8, 1000)
-    parts = [draw_batch(recipe, cache, 3, [slot], 8, 1000) for slot in reversed(range(8))][::-1]
+    parts = [draw_batch(recipe, cache, 3, [place], 8, 1000) for place in reversed(range(8))][::-1]
     assert whole.images == tuple(part.images[0] for part in parts)
     for name in ("posterior_samples", "noise", "timesteps", "text"):
         joined = torch.cat([getattr(part, name) for part in parts])

@@ -1,20 +1,21 @@
 """Checkpoints come back as they were saved; a torn one is recognised, named and skipped."""
 
+import hashlib
+import json
 import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import training.checkpoints as checkpoints
 from training.checkpoints import (
     check_checkpoints,
     list_checkpoints,
     load_checkpoint,
-    optimizer_tensors,
     remove_unfinished,
-    restore_optimizer,
     save_checkpoint,
 )
 from training.recipe import Recipe
@@ -43,6 +44,22 @@ def test_contents_come_back(tmp_path: Path) -> None:
     assert {name: tensor.tolist() for name, tensor in contents.state.items()} == {
         name: tensor.tolist() for name, tensor in STATE.items()
     }
+
+
+def test_a_recipe_from_before_the_axis_was_a_choice_is_read_as_what_it_trained(
+    tmp_path: Path,
+) -> None:
+    path = save(tmp_path, 500)
+    assert load_checkpoint(path).recipe.network.dora_axis == "input"  # as it was saved
+    data = yaml.safe_load((path / "recipe.yaml").read_text())
+    del data["network"]["dora_axis"]
+    (path / "recipe.yaml").write_text(yaml.safe_dump(data))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["recipe.yaml"] = hashlib.sha256(
+        (path / "recipe.yaml").read_bytes()
+    ).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert load_checkpoint(path).recipe.network.dora_axis == "output"
 
 
 def test_they_are_listed_by_step(tmp_path: Path) -> None:
@@ -106,44 +123,3 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path) == []
     remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_optimizer_and_scaler_come_back_bit_for_bit() -> None:
-    def setup() -> tuple[list[torch.nn.Parameter], torch.optim.AdamW, torch.amp.GradScaler]:
-        parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
-        scaler = torch.amp.GradScaler("cpu", enabled=True)
-        return parameters, torch.optim.AdamW(parameters, lr=1e-2), scaler
-
-    def step(parameters: list[torch.nn.Parameter], optimizer: torch.optim.AdamW, n: int) -> None:
-        for i, parameter in enumerate(parameters):
-            generator = torch.Generator().manual_seed(10 * n + i)
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
-
-    names = ["a.b", "c.d"]
-    parameters, optimizer, scaler = setup()
-    step(parameters, optimizer, 0)
-    scaler.scale(torch.ones(1))
-    scaler.load_state_dict({**scaler.state_dict(), "scale": 2048.0, "_growth_tracker": 17})
-    saved = optimizer_tensors(optimizer, names, scaler)
-    copies = [parameter.detach().clone() for parameter in parameters]
-    step(parameters, optimizer, 1)
-
-    resumed, other, other_scaler = setup()
-    for parameter, copy in zip(resumed, copies, strict=True):
-        parameter.data.copy_(copy)
-    restore_optimizer(saved, other, names, other_scaler)
-    step(resumed, other, 1)
-    assert all(torch.equal(a, b) for a, b in zip(parameters, resumed, strict=True))
-    other_scaler.scale(torch.ones(1))
-    assert other_scaler.state_dict()["scale"] == 2048.0
-    assert other_scaler.state_dict()["_growth_tracker"] == 17
-
-
-def test_an_optimizer_that_never_stepped_comes_back_empty() -> None:
-    parameter = torch.nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.AdamW([parameter])
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    saved = optimizer_tensors(optimizer, ["a"], scaler)
-    assert saved == {}
-    restore_optimizer(saved, optimizer, ["a"], scaler)

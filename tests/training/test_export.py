@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import LoraConfig, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from captioning import DatasetVersion, UserError
-from training.adapters import adapter_state, attach, detach, load_adapter, named_adapter_parameters
-from training.checkpoints import load_checkpoint, save_checkpoint
+from training.adapters import attach, detach, initial_adapter, load_adapter
+from training.checkpoints import Contents, load_checkpoint, save_checkpoint
 from training.export import VerificationError, export_adapter
 from training.export import adapter as export_module
 from training.export.kohya import kohya_name
@@ -27,26 +28,26 @@ from training.recipe import Network, Recipe
 
 # Four transformer blocks with two attentions of four layers, and two feed-forward layers, each.
 LAYERS = {"attention": 32, "attention+ff": 40}
+METHODS = ["lora", "dora-output", "dora-input"]
 Trained = Callable[..., Path]
 
 
 def recipe_of(method: str, targets: str = "attention", alpha: float | None = None) -> Recipe:
-    network = {"method": method, "rank": 4, "alpha": alpha, "targets": targets}
+    """`method` is lora, dora-output or dora-input."""
+    name, _, axis = method.partition("-")
+    network = {"method": name, "rank": 4, "alpha": alpha, "targets": targets}
+    if axis:
+        network["dora_axis"] = axis
     return Recipe.model_validate({"network": network, "steps": 10, "seed": 7})
 
 
 def train_something(base: Base, recipe: Recipe, size: float = 0.2) -> dict[str, torch.Tensor]:
     """An adapter that changes the outputs, as random numbers; the base is left bare."""
     generator = torch.Generator().manual_seed(1)
-    attach(base, recipe.network, seed=0)
-    for name, parameter in named_adapter_parameters(base):
-        noise = torch.randn(parameter.shape, generator=generator)
-        if "magnitude" in name:
-            parameter.data *= 1 + size * noise
-        else:
-            parameter.data += size * noise
-    state = adapter_state(base)
-    detach(base)
+    state = initial_adapter(base, recipe.network, seed=0)
+    for name, tensor in state.items():
+        noise = size * torch.randn(tensor.shape, generator=generator)
+        state[name] = tensor * (1 + noise) if "magnitude" in name else tensor + noise
     return state
 
 
@@ -90,8 +91,52 @@ def assert_same_effect(
     assert (found - wanted).abs().max() < share * effect
 
 
+def merge_with_peft(base: Base, contents: Contents) -> None:
+    """Add the adapter to the base's weights with nothing but PEFT."""
+    network = contents.recipe.network
+    modules = {name.removeprefix("unet.").split(".lora_")[0] for name in contents.adapter}
+    config = LoraConfig(
+        r=network.rank,
+        lora_alpha=network.effective_alpha,
+        target_modules=sorted(modules),
+        use_dora=network.method == "dora",
+    )
+    base.unet.add_adapter(config, adapter_name="default")
+    plain = {name.removeprefix("unet."): tensor for name, tensor in contents.adapter.items()}
+    set_peft_model_state_dict(base.unet, plain, adapter_name="default")
+    base.unet.fuse_lora()
+    base.unet.unload_lora()
+
+
+def merge_with_dora_by_input(base: Base, contents: Contents) -> None:
+    """Change the base's weights by the formula: W' = m·V/‖V‖ with the norms of V's columns."""
+    network = contents.recipe.network
+    for name, parameter in base.unet.named_parameters():
+        key = "unet." + name.removesuffix(".weight")
+        if f"{key}.lora_A.weight" not in contents.adapter:
+            continue
+        down, up = (contents.adapter[f"{key}.lora_{part}.weight"] for part in "AB")
+        full = parameter.data + network.effective_alpha / network.rank * up @ down
+        for column in range(full.shape[1]):
+            full[:, column] /= full[:, column].square().sum().sqrt()
+            full[:, column] *= contents.adapter[f"{key}.lora_input_magnitude"][column]
+        parameter.data = full
+
+
+def as_comfyui_does(weight: np.ndarray, change: np.ndarray, dora_scale: np.ndarray) -> np.ndarray:
+    """ComfyUI's `weight_decompose` at strength 1, as the change of the weight.
+
+    It takes the other axis when the scale's first length is the weight's, so that must not be.
+    """
+    assert dora_scale.shape[0] != weight.shape[0]
+    full = torch.from_numpy(weight + change)
+    norm = full.transpose(0, 1).reshape(full.shape[1], -1).norm(dim=1, keepdim=True)
+    norm = norm.reshape(full.shape[1], 1).transpose(0, 1) + torch.finfo(full.dtype).eps
+    return (full * (torch.from_numpy(dora_scale) / norm)).numpy() - weight
+
+
 @pytest.mark.parametrize(("targets", "alpha"), [("attention", 1.0), ("attention+ff", None)])
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_diffusers_pipeline_gets_the_trained_adapter(
     method: str,
     alpha: float | None,
@@ -109,7 +154,8 @@ def test_diffusers_pipeline_gets_the_trained_adapter(
     detach(tiny_v_base)
     pipeline_of(tiny_v_base).load_lora_weights(str(report.path))
     assert_same_effect(outputs(tiny_v_base), wanted, plain, 0.01)
-    assert report.form == "peft" and report.max_error < 0.01 * report.effect
+    assert report.form == ("full" if method == "dora-input" else "peft")
+    assert report.max_error < 0.01 * report.effect
     assert report.modules == LAYERS[targets]
 
 
@@ -129,9 +175,9 @@ def test_kohya_lora_loads_in_diffusers(
     assert report.form == "lora" and report.max_error < 0.01 * report.effect
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("targets", ["attention", "attention+ff"])
-def test_kohya_entries_are_the_change_of_the_weights_that_peft_merges(
+def test_kohya_entries_are_the_change_of_the_weights(
     method: str, targets: str, trained: Trained, tiny_v_base: Base, tmp_path: Path
 ) -> None:
     checkpoint = trained(recipe_of(method, targets, alpha=2.0))
@@ -139,9 +185,8 @@ def test_kohya_entries_are_the_change_of_the_weights_that_peft_merges(
     export_adapter(checkpoint, tiny_v_base, path, "kohya", dtype=torch.float32)
     before = {n: p.detach().clone() for n, p in tiny_v_base.unet.named_parameters()}
     contents = load_checkpoint(checkpoint)
-    load_adapter(tiny_v_base, contents.adapter, contents.recipe.network)
-    tiny_v_base.unet.fuse_lora()
-    detach(tiny_v_base)
+    merge = merge_with_dora_by_input if method == "dora-input" else merge_with_peft
+    merge(tiny_v_base, contents)
     entries = {name: tensor.numpy() for name, tensor in load_file(path).items()}
     changed = 0
     for name, parameter in tiny_v_base.unet.named_parameters():
@@ -153,6 +198,10 @@ def test_kohya_entries_are_the_change_of_the_weights_that_peft_merges(
             down = entries[f"{module}.lora_down.weight"]
             scale = entries[f"{module}.alpha"] / down.shape[0]
             found = scale * entries[f"{module}.lora_up.weight"] @ down
+            if f"{module}.dora_scale" in entries:
+                found = as_comfyui_does(
+                    before[name].numpy(), found, entries[f"{module}.dora_scale"]
+                )
         else:
             assert not wanted.any(), name
             continue
@@ -178,13 +227,46 @@ def test_kohya_lora_has_exactly_the_names_that_tools_know(
     assert len(tensors) == LAYERS["attention"] * 3
 
 
-def test_a_dora_in_kohya_naming_is_a_diff_and_never_a_dora_scale(
+def test_a_dora_by_output_in_kohya_naming_is_a_diff_and_never_a_dora_scale(
     trained: Trained, tiny_v_base: Base, tmp_path: Path
 ) -> None:
     path = tmp_path / "zara.safetensors"
-    report = export_adapter(trained(recipe_of("dora")), tiny_v_base, path, "kohya")
+    report = export_adapter(trained(recipe_of("dora-output")), tiny_v_base, path, "kohya")
     assert report.form == "diff"
     assert all(name.endswith(".diff") for name in load_file(path))
+
+
+def test_a_dora_by_input_in_kohya_naming_is_the_file_that_tools_compute(
+    trained: Trained, tiny_v_base: Base, tmp_path: Path
+) -> None:
+    path = tmp_path / "zara.safetensors"
+    report = export_adapter(trained(recipe_of("dora-input")), tiny_v_base, path, "kohya")
+    assert report.form == "dora"
+    tensors = load_file(path)
+    scales = {name: t for name, t in tensors.items() if name.endswith(".dora_scale")}
+    assert len(scales) == LAYERS["attention"] and len(tensors) == 4 * len(scales)
+    for name, scale in scales.items():
+        down = tensors[name.replace("dora_scale", "lora_down.weight")]
+        # A row: of (out, 1) the tools would compute something else, and of (in,) none of them.
+        assert scale.shape == (1, down.shape[1]) and scale.dtype == torch.float32
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert header["lorafarm.dora_axis"] == "input"
+    assert json.loads(header["ss_network_args"])["wd_on_output"] == "False"
+
+
+def test_a_dora_by_input_for_diffusers_needs_no_header(
+    trained: Trained, tiny_v_base: Base, tmp_path: Path
+) -> None:
+    """Its modules differ in rank; loaders that know nothing of it must scale each by 1."""
+    path = tmp_path / "zara.safetensors"
+    checkpoint = trained(recipe_of("dora-input", "attention+ff"))
+    export_adapter(checkpoint, tiny_v_base, path, "diffusers")
+    tensors = load_file(path)
+    assert len({len(t) for name, t in tensors.items() if "lora_A" in name}) > 1
+    save_file(tensors, path)
+    contents = load_checkpoint(checkpoint)
+    verify(path, tiny_v_base, contents.adapter, contents.recipe.network, "full")
 
 
 def test_text_encoder_names_get_text_model_back() -> None:
@@ -225,7 +307,7 @@ def test_the_header_tells_tools_what_they_show(
 def test_the_same_export_gives_the_same_bytes(
     trained: Trained, tiny_v_base: Base, tmp_path: Path
 ) -> None:
-    checkpoint = trained(recipe_of("dora"))
+    checkpoint = trained(recipe_of("dora-input"))
     reports = [
         export_adapter(checkpoint, tiny_v_base, tmp_path / folder / "zara.safetensors", "kohya")
         for folder in ("a", "b")
@@ -235,7 +317,7 @@ def test_the_same_export_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_export_leaves_the_base_as_it_was_with_and_without_an_adapter(
     method: str, format: str, trained: Trained, tiny_v_base: Base, tmp_path: Path
 ) -> None:
@@ -254,10 +336,8 @@ def test_export_leaves_the_base_as_it_was_with_and_without_an_adapter(
 def test_an_untrained_adapter_changes_nothing_and_exports(
     trained: Trained, tiny_v_base: Base, tmp_path: Path
 ) -> None:
-    for method in ("lora", "dora"):
-        attach(tiny_v_base, Network(method=method, rank=4), seed=0)
-        state = adapter_state(tiny_v_base)
-        detach(tiny_v_base)
+    for method in METHODS:
+        state = initial_adapter(tiny_v_base, recipe_of(method).network, seed=0)
         path = save_checkpoint(tmp_path / method, 1, recipe_of(method), state, {}).path
         for format in ("kohya", "diffusers"):
             report = export_adapter(path, tiny_v_base, tmp_path / "a.safetensors", format)
@@ -290,6 +370,17 @@ def _swapped_rows(tensors: dict[str, torch.Tensor]) -> None:
             tensors[name] = tensors[name].flip(0)
 
 
+def _lost_scales(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if name.endswith(".dora_scale")]:
+        del tensors[name]
+
+
+def _scales_of_the_other_axis(tensors: dict[str, torch.Tensor]) -> None:
+    for name in tensors:
+        if name.endswith(".dora_scale"):
+            tensors[name] = tensors[name].T
+
+
 def _not_finite(tensors: dict[str, torch.Tensor]) -> None:
     name = next(n for n in tensors if n.endswith(("lora_up.weight", ".diff")))
     tensors[name][0, 0] = torch.nan
@@ -299,9 +390,12 @@ def _not_finite(tensors: dict[str, torch.Tensor]) -> None:
     ("method", "damage"),
     [
         ("lora", _halve_alpha),
+        ("dora-input", _halve_alpha),
+        ("dora-input", _lost_scales),
+        ("dora-input", _scales_of_the_other_axis),
         *[
             (method, damage)
-            for method in ("lora", "dora")
+            for method in METHODS
             for damage in (_foreign_key, _lost_module, _swapped_rows, _not_finite)
         ],
     ],
@@ -321,7 +415,7 @@ def test_verification_rejects_a_damaged_file(
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_failed_verification_leaves_no_file_and_keeps_the_older_one(
     method: str,
     format: str,
@@ -373,7 +467,7 @@ def test_an_adapter_that_is_none_is_refused(
 def test_an_adapter_of_another_base_is_refused(
     trained: Trained, tiny_v_base: Base, tmp_path: Path
 ) -> None:
-    for method, format in (("lora", "kohya"), ("dora", "kohya"), ("lora", "diffusers")):
+    for method, format in (("lora", "kohya"), ("dora-output", "kohya"), ("lora", "diffusers")):
         recipe = recipe_of(method)
         state = {
             name.replace("down_blocks.0", "down_blocks.5"): tensor

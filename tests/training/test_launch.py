@@ -16,7 +16,8 @@ from training.checkpoints import list_checkpoints
 from training.families import load_base
 from training.latents import encode_dataset
 from training.launch import run_trials
-from training.loop import Event, train
+from training.loop import Event, train_pack
+from training.pack.slot import Trial
 from training.recipe import Recipe
 from training.worker import SweepJob, TrialSpec
 
@@ -53,13 +54,18 @@ def losses(trial_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in text.splitlines()]
 
 
-def train_here(base: Path, dataset: DatasetVersion, folder: Path, recipe: Recipe) -> Path:
-    """The same trial in this process with one thread, without Ray."""
+def train_here(base: Path, dataset: DatasetVersion, folder: Path, *recipes: Recipe) -> list[Path]:
+    """The same trials as one pack in this process with one thread, without Ray."""
     torch.set_num_threads(1)
     loaded = load_base(base)
     cache = encode_dataset(dataset, loaded, None, False, folder / "latents-here")
-    train(loaded, cache, recipe, folder / "here")
-    return folder / "here"
+    trials = [Trial(folder / f"here/t{i}", recipe, cache) for i, recipe in enumerate(recipes)]
+
+    def fail(trial: Trial, error: Exception) -> None:
+        raise AssertionError(trial.id) from error
+
+    train_pack(loaded, trials, on_failure=fail)
+    return [trial.trial_dir for trial in trials]
 
 
 def train_workers() -> list[psutil.Process]:
@@ -78,21 +84,26 @@ def train_workers() -> list[psutil.Process]:
 def test_two_workers_give_the_curve_of_one_with_the_doubled_batch(
     ray_local: None, tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
-    job = make_job(tiny_base_path, frozen_dataset, tmp_path, recipe(batch_size=2))
+    dora = {"rank": 2, "method": "dora"}
+    recipes = [recipe(), recipe(seed=10, network=dora)]
+    job = make_job(tiny_base_path, frozen_dataset, tmp_path, *recipes)
     events: list[Event] = []
     run_trials(job, events.append, workers=2, storage=tmp_path / "ray")
-    one = train_here(tiny_base_path, frozen_dataset, tmp_path, recipe(batch_size=4))
-    two = job.trials[0].trial_dir
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    assert [e["step"] for e in events if e["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
-    assert events[-1] == {"kind": "finished", "trial": "t0", "step": 6}
-    # One step moves a weight by up to lr = 1e-3; where a gradient is as small as Adam's eps, the
-    # other order of summation shows as about 1e-5 of it (and so it does in one process).
-    file = "step-000006/adapter.safetensors"
-    found, expected = load_file(two / file), load_file(one / file)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
+    doubled = [recipe(batch_size=4), recipe(batch_size=4, seed=10, network=dora)]
+    here = train_here(tiny_base_path, frozen_dataset, tmp_path, *doubled)
+    for spec, one in zip(job.trials, here, strict=True):
+        two = spec.trial_dir
+        assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+        steps = [e["step"] for e in events if e["kind"] == "step" and e["trial"] == spec.trial]
+        assert steps == [1, 2, 3, 4, 5, 6]
+        # One step moves a weight by up to lr = 1e-3; where a gradient is as small as Adam's eps,
+        # the other order of summation shows as about 1e-5 of it (and so it does in one process).
+        file = "step-000006/adapter.safetensors"
+        found, expected = load_file(two / file), load_file(one / file)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
+    assert events[-2:] == [{"kind": "finished", "trial": t, "step": 6} for t in ("t0", "t1")]
     assert list((tmp_path / "ray").iterdir()) == []  # Ray's own files of the run are gone
 
 
@@ -119,7 +130,7 @@ def test_a_killed_worker_goes_on_and_ends_as_if_nothing_had_happened(
     assert starts[0] == 0
     assert 20 <= starts[1] < 400
     assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t1"]
-    here = train_here(tiny_base_path, frozen_dataset, tmp_path, long)
+    here, _ = train_here(tiny_base_path, frozen_dataset, tmp_path, long, recipe())
     there = job.trials[0].trial_dir
     assert losses(there) == losses(here)
     for name in ("adapter.safetensors", "state.safetensors"):

@@ -109,7 +109,8 @@ def test_equal_to_a_plain_peft_loop(
     folder = tiny_base_path if prediction == "epsilon" else tiny_v_base_path
     base = load_base(folder)
     cache = make_cache(base)
-    recipe = small(network={"rank": 4, "alpha": 2.0, "method": method}, steps=5)
+    network = {"rank": 4, "alpha": 2.0, "method": method, "dora_axis": "output"}
+    recipe = small(network=network, steps=5)
     train(base, cache, recipe, tmp_path)
     expected_losses, expected = peft_by_hand(folder, cache, recipe)
     assert losses(tmp_path) == pytest.approx(expected_losses, rel=1e-5)

@@ -80,3 +80,14 @@ def test_alpha_written_out_or_left_out_is_the_same_trial(tiny_dataset: DatasetVe
     left_out = Recipe.model_validate({"network": {"rank": 8}})
     written = Recipe.model_validate({"network": {"rank": 8, "alpha": 8}})
     assert trial_id(tiny_dataset, "b", left_out) == trial_id(tiny_dataset, "b", written)
+
+
+def test_the_axis_of_a_dora_names_another_trial_and_that_of_a_lora_does_not(
+    tiny_dataset: DatasetVersion,
+) -> None:
+    def named(method: str, axis: str) -> str:
+        recipe = Recipe.model_validate({"network": {"method": method, "dora_axis": axis}})
+        return trial_id(tiny_dataset, "b", recipe)
+
+    assert named("lora", "input") == named("lora", "output")
+    assert named("dora", "input") != named("dora", "output")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from captioning import DatasetVersion, Sample, UserError
 from training import scoring
-from training.adapters import attach, detach, named_adapter_parameters
+from training.adapters import attach, detach
 from training.families import Base
 from training.prompts import ScoringConfig
 from training.recipe import Network
@@ -107,9 +107,9 @@ def adapted(tiny_v_base: Base) -> Iterator[Base]:
 
 def with_adapter(base: Base, size: float) -> Base:
     generator = torch.Generator().manual_seed(2)
-    attach(base, Network(rank=4), seed=0)
-    for _, parameter in named_adapter_parameters(base):
-        parameter.data += size * torch.randn(parameter.shape, generator=generator)
+    bank = attach(base, Network(rank=4), seed=0)
+    bank.weights += size * torch.randn(bank.weights.shape, generator=generator)
+    bank.changed()
     return base
 
 

@@ -1,7 +1,8 @@
-"""One worker without Ray: trials one after the other, failures kept apart, all of it resumable."""
+"""One worker without Ray: trials in packs, failures kept apart, all of it resumable."""
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,15 @@ def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> No
     job = make_job(recipe(), recipe(network={"rank": 2, "method": "dora"}), scored=True)
     problem, events = run(job)
     assert problem is None
-    trial = ["trial", "checkpoint", "score", "checkpoint", "score", "finished"]
-    assert kinds(events) == ["base", "base", *trial, *trial]
-    assert [e["step"] for e in events if e["kind"] == "score"] == [2, 4, 2, 4]
+    saved = ["checkpoint", "score"]
+    wanted = ["base", "base", "trial", "trial", *4 * saved, "finished", "finished"]
+    assert kinds(events) == wanted
+    assert [(e["trial"], e["step"]) for e in events if e["kind"] == "score"] == [
+        ("t0", 2),
+        ("t1", 2),
+        ("t0", 4),
+        ("t1", 4),
+    ]
     for spec in job.trials:
         for checkpoint in list_checkpoints(spec.trial_dir):
             score = Score.load(checkpoint.path)
@@ -105,7 +112,7 @@ def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> No
     # Everything is there, so a second run only says so.
     problem, again = run(job)
     assert problem is None
-    assert kinds(again) == ["base", "base", "trial", "finished", "trial", "finished"]
+    assert kinds(again) == ["base", "base", "trial", "trial", "finished", "finished"]
     assert [e["step"] for e in again if e["kind"] == "trial"] == [4, 4]
 
 
@@ -139,33 +146,87 @@ def test_other_prompts_are_scored_anew(make_job: MakeJob) -> None:
     assert [event["step"] for event in events if event["kind"] == "score"] == [2, 4]
 
 
-def test_a_failing_trial_does_not_lose_the_others(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+def watch_predictions(
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
-    job = make_job(recipe(), recipe(seed=1), recipe(seed=2))
-    calls = 0
-
-    def poisoned(base: Base) -> None:
-        predict = base.predict
-
-        def bad(*arguments: torch.Tensor) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            output = predict(*arguments)
-            return output * float("nan") if calls == 7 else output  # step 3 of the second trial
-
-        monkeypatch.setattr(base, "predict", bad)
-
+    """Give every output of the worker's UNet, with its latents, to `change`."""
     import training.worker as worker_module
 
     load_base = worker_module.load_base
 
     def load(*arguments: Any) -> Base:
         base = load_base(*arguments)
-        poisoned(base)
+        predict = base.predict
+        monkeypatch.setattr(base, "predict", lambda *a: change(a[0], predict(*a)))
         return base
 
     monkeypatch.setattr(worker_module, "load_base", load)
+
+
+def test_a_pack_that_does_not_fit_is_trained_in_halves(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(recipe(), recipe(seed=1), recipe(seed=2))
+    sizes = []
+
+    def out_of_memory(latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(latents))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("no memory left")
+        return output
+
+    watch_predictions(monkeypatch, out_of_memory)
+    problem, events = run(job)
+    assert problem is None
+    assert sorted(e["trial"] for e in events if e["kind"] == "finished") == ["t0", "t1", "t2"]
+    assert "failed" not in kinds(events)
+    assert sizes == [6, *[2] * 4, 4, *[2] * 8]
+
+
+def test_the_job_bounds_the_pack(make_job: MakeJob) -> None:
+    job = replace(make_job(recipe(), recipe(seed=1), recipe(seed=2)), max_slots=2)
+    _, events = run(job)
+    packs = {e["trial"]: e["pack"] for e in events if e["kind"] == "step"}
+    assert packs == {"t0": 1, "t1": 2, "t2": 2}
+
+
+def test_an_error_that_one_trial_has_ends_that_trial_only(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training.scoring
+
+    job = make_job(recipe(), recipe(seed=1), scored=True)
+    score = training.scoring.score_checkpoint
+
+    def failing(*arguments: Any) -> Score:
+        if "t0/step-000004" in str(arguments[-1]):
+            raise OSError("no space left")
+        return score(*arguments)
+
+    monkeypatch.setattr(training.scoring, "score_checkpoint", failing)
+    problem, events = run(job)
+    assert problem is None
+    assert [(e["trial"], e["error"]) for e in events if e["kind"] == "failed"] == [
+        ("t0", "no space left")
+    ]
+    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t1"]
+
+
+def test_a_failing_trial_does_not_lose_the_others(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(recipe(), recipe(seed=1), recipe(seed=2))
+    calls = 0
+
+    def poisoned(latents: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            output[2:4] *= float("nan")  # step 3 of the second trial
+        return output
+
+    watch_predictions(monkeypatch, poisoned)
     problem, events = run(job)
     assert problem is None
     assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t2"]
@@ -194,7 +255,7 @@ def test_what_keeps_all_from_starting_is_told(make_job: MakeJob, tmp_path: Path)
 def test_a_stop_ends_all_trials_and_the_next_run_goes_on(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(recipe(), recipe(seed=1))
     seen: list[int] = []
-    stopped = lambda: len(seen) >= 6  # noqa: E731
+    stopped = lambda: len(seen) >= 4  # noqa: E731  # after two steps of both
     _, events = run(
         job, stopped, on_event=lambda e: seen.append(1) if e["kind"] == "step" else None
     )
@@ -211,7 +272,7 @@ def test_a_stop_ends_all_trials_and_the_next_run_goes_on(make_job: MakeJob, tmp_
 def test_a_trial_that_keeps_killing_its_worker_is_given_up(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
-    """As if the worker had died twice in the second trial: each death reads the ledger anew."""
+    """As if the worker died whenever it trained the second: each death reads the ledger anew."""
     job = make_job(recipe(), recipe(seed=1), recipe(seed=2))
     file = tmp_path / "deaths.json"
 
@@ -222,7 +283,8 @@ def test_a_trial_that_keeps_killing_its_worker_is_given_up(
         if event["kind"] == "step" and event["trial"] == "t1":
             raise Death
 
-    for _ in range(2):
+    # Twice each: the whole pack, then the half with the second and the third, then the second.
+    for _ in range(6):
         with pytest.raises(Death):
             run(job, ledger=Ledger(file), on_event=die)
     problem, events = run(job, ledger=Ledger(file), on_event=die)

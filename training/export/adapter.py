@@ -36,7 +36,7 @@ class ExportReport:
 
     path: Path
     format: Format
-    form: str  # "lora" or "diff" (kohya), "peft" (diffusers)
+    form: str  # "lora", "dora" or "diff" (kohya), "peft" or "full" (diffusers)
     sha256: str
     size_bytes: int
     modules: int  # layers that it changes
@@ -56,7 +56,9 @@ def export_adapter(
 ) -> ExportReport:
     """Write the checkpoint's adapter to `out_path` in `format`, verified.
 
-    kohya: LoRA in low-rank form, DoRA as exact `diff`. diffusers: PEFT's names, DoRA included.
+    kohya: low-rank form, with `dora_scale` for a DoRA on the input axis; one on the output axis as
+    exact `diff`. diffusers: PEFT's names, DoRA on the output axis included; one on the input axis
+    as an exact LoRA of full rank.
     `metadata` goes into the header over what the recipe, the base and `dataset` (trigger, pictures)
     say. Weights are stored in `dtype` and the same inputs give the same bytes. An older file at
     `out_path` is replaced only by a verified one.
@@ -74,11 +76,11 @@ def export_adapter(
     contents = _load(checkpoint_dir)
     network = contents.recipe.network
     updates = read_updates(contents.adapter, network)
-    form, tensors = _tensors(updates, base, format, network.method, dtype)
+    form, tensors = _tensors(updates, base, format, dtype)
     facts = header.header_facts(base, contents.recipe, contents.step, form, out_path.stem, dataset)
     facts = header.add_caller_facts(facts, metadata or {})
     if format == "diffusers":
-        facts |= diffusers.header_entry(updates)
+        facts |= diffusers.header_entry(tensors)
     data = header.encode(tensors, facts)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=out_path.parent, prefix=".exporting-", suffix=SUFFIX)
@@ -117,19 +119,26 @@ def _load(checkpoint_dir: Path) -> Contents:
 
 
 def _tensors(
-    updates: list[Update], base: Base, format: Format, method: str, dtype: torch.dtype
+    updates: list[Update], base: Base, format: Format, dtype: torch.dtype
 ) -> tuple[str, dict[str, Tensor]]:
     """The form of the file and its tensors, checked for overflow."""
-    if format == "diffusers":
+    weights = _base_weights(base)
+
+    def weight_of(component: str, module: str) -> Tensor:
+        return _weight(weights, component, module)
+
+    dora = updates[0].magnitude is not None
+    by_input = updates[0].by_input
+    if format == "diffusers" and by_input:
+        form, tensors = "full", diffusers.full_rank_tensors(updates, weight_of, dtype)
+    elif format == "diffusers":
         form, tensors = "peft", diffusers.peft_tensors(updates, dtype)
     elif format != "kohya":
         raise UserError("export: format", f"{format!r} is unknown", "use 'kohya' or 'diffusers'")
-    elif method == "dora":
-        weights = _base_weights(base)
-        form = "diff"
-        tensors = kohya.diff_tensors(updates, lambda c, m: _weight(weights, c, m), dtype)
+    elif dora and not by_input:
+        form, tensors = "diff", kohya.diff_tensors(updates, weight_of, dtype)
     else:
-        form, tensors = "lora", kohya.low_rank_tensors(updates, dtype)
+        form, tensors = "dora" if dora else "lora", kohya.low_rank_tensors(updates, dtype)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(

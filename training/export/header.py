@@ -23,6 +23,11 @@ MAX_HEADER_BYTES = 1_000_000
 MODELSPEC_VERSION = "1.0.1"
 # Width of the text embeddings that tells Stable Diffusion 2.x from 1.x.
 SD2_TEXT_WIDTH = 1024
+# What LyCORIS, which has these forms, would have been told to make them.
+LYCORIS_ARGS = {
+    "diff": {"algo": "full"},
+    "dora": {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"},
+}
 _RESERVED = ("sshs_", "modelspec.hash_", "lorafarm.")
 
 
@@ -37,7 +42,6 @@ def header_facts(
     size_px = recipe.resolution or base.native_size_px
     version, architecture, is_v2 = _architecture(base)
     network = recipe.network
-    full = form == "diff"
     facts = {
         "format": "pt",
         "modelspec.sai_model_spec": MODELSPEC_VERSION,
@@ -52,8 +56,8 @@ def header_facts(
         "ss_base_model_version": version,
         "ss_v2": str(is_v2),
         "ss_sd_model_name": PurePath(base.id).name,
-        "ss_network_module": "lycoris.kohya" if full else "networks.lora",
-        "ss_network_args": json.dumps({"algo": "full"} if full else {}),
+        "ss_network_module": "lycoris.kohya" if form in LYCORIS_ARGS else "networks.lora",
+        "ss_network_args": json.dumps(LYCORIS_ARGS.get(form, {})),
         "ss_network_dim": str(network.rank),
         "ss_network_alpha": str(float(network.rank)),  # the true alpha is folded into the weights
         "ss_steps": str(step),
@@ -68,7 +72,7 @@ def header_facts(
         "lorafarm.base_hash": base.content_hash,
     }
     if network.method == "dora":
-        facts["lorafarm.dora_axis"] = "output"
+        facts["lorafarm.dora_axis"] = network.dora_axis
     if dataset is not None:
         facts |= {
             "modelspec.trigger_phrase": dataset.trigger,

@@ -1,8 +1,9 @@
 """Kohya's key names and its two forms: low-rank (`lora_down`, `lora_up`, `alpha`) and `diff`.
 
-Updates in, named tensors out. ComfyUI, A1111, Forge, InvokeAI, SwarmUI and diffusers read the
-low-rank form. A DoRA becomes `diff`, the exact change of every weight: those tools take a
-`dora_scale` on the output axis for something else, and are silently wrong.
+Updates in, named tensors out. ComfyUI, A1111, Forge, InvokeAI and SwarmUI read the low-rank form,
+with `dora_scale` for a DoRA on the input axis; diffusers reads it without. A DoRA on the output
+axis becomes `diff`, the exact change of every weight: those tools take a `dora_scale` on the output
+axis for something else, and are silently wrong.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ def kohya_name(component: str, module: str) -> str:
 def low_rank_tensors(updates: Sequence[Update], dtype: torch.dtype) -> dict[str, Tensor]:
     """LoRA updates in kohya's names; alpha = rank, since the scale is in `lora_up` already.
 
-    Raises ValueError for a DoRA update: this form would lose its magnitude.
+    A DoRA's magnitudes are `dora_scale`, (1, in) in fp32: a row, by which tools tell the axis.
+    Raises ValueError for a DoRA on the output axis, which they would misread.
     """
     tensors: dict[str, Tensor] = {}
     for update in updates:
-        if update.magnitude is not None:
-            raise ValueError(f"{update.module}: a DoRA update has no low-rank form")
+        if update.magnitude is not None and not update.by_input:
+            raise ValueError(f"{update.module}: a DoRA on the output axis has no low-rank form")
         name = kohya_name(update.component, update.module)
         tensors[f"{name}.lora_down.weight"] = update.down.to(dtype)
         tensors[f"{name}.lora_up.weight"] = update.up.to(dtype)
         tensors[f"{name}.alpha"] = torch.tensor(float(len(update.down)), dtype=dtype)
+        if update.magnitude is not None:
+            tensors[f"{name}.dora_scale"] = update.magnitude[None]
     return tensors
 
 

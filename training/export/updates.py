@@ -13,31 +13,34 @@ import torch
 from torch import Tensor
 
 from captioning import UserError
+from training.pack.bank import DOWN, INPUT_MAGNITUDE, MAGNITUDES, UP, parts_of
 from training.recipe import Network
 
 COMPONENTS = ("unet", "text_encoder")
-_DOWN, _UP, _MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
 class Update:
-    """One linear layer's update, fp32: V = W + up·down, and with a magnitude m·V/‖V‖ per row."""
+    """One linear layer's update, fp32: V = W + up·down, and with a magnitude m·V/‖V‖."""
 
     component: str  # of COMPONENTS
     module: str  # dotted name in the component
     down: Tensor  # (r, in)
     up: Tensor  # (out, r), times alpha/rank
-    magnitude: Tensor | None  # (out,); DoRA, output axis as in PEFT
+    magnitude: Tensor | None  # DoRA: (out,) with a norm per row, or (in,) with one per column
+    by_input: bool = False  # the magnitude is per column
 
     def merged_difference(self, weight: Tensor) -> Tensor:
         """What the update adds to the base's `weight`, exactly, DoRA included.  # (out, in)
 
-        DoRA is Liu et al. 2024, eq. 5: W' = m·(W + BA)/‖W + BA‖, the norm over every output row.
+        DoRA is Liu et al. 2024, eq. 5: W' = m·(W + BA)/‖W + BA‖, the norm over every output row
+        as in PEFT, or over every input column.
         """
         direction = weight.double() + self.up.double() @ self.down.double()
         if self.magnitude is not None:
-            norm = torch.linalg.norm(direction, dim=1)  # (out,)
-            direction = direction * (self.magnitude.double() / norm)[:, None]
+            axis = 0 if self.by_input else 1
+            norm = torch.linalg.norm(direction, dim=axis)
+            direction = direction * (self.magnitude.double() / norm).unsqueeze(axis)
         return (direction - weight.double()).float()
 
 
@@ -57,11 +60,11 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
                 "export an earlier checkpoint, and train with a lower learning rate",
             )
         parts.setdefault((component, module), {})[part] = tensor.detach().cpu().float()
-    expected = {_DOWN, _UP} | ({_MAGNITUDE} if network.method == "dora" else set())
+    expected = set(parts_of(network))
     scale = network.effective_alpha / network.rank
     updates = []
     for (component, module), tensors in sorted(parts.items()):
-        down, up = tensors.get(_DOWN), tensors.get(_UP)
+        down, up = tensors.get(DOWN), tensors.get(UP)
         if down is None or up is None or tensors.keys() != expected:
             raise UserError(
                 f"adapter: {component}.{module}",
@@ -74,7 +77,10 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
                 f"shapes {tuple(down.shape)} and {tuple(up.shape)} are no update of a linear layer",
                 "export adapters on linear layers; others have no verified form yet",
             )
-        updates.append(Update(component, module, down, up * scale, tensors.get(_MAGNITUDE)))
+        magnitudes = [tensors[part] for part in MAGNITUDES.values() if part in tensors]
+        magnitude = magnitudes[0] if magnitudes else None
+        by_input = INPUT_MAGNITUDE in tensors
+        updates.append(Update(component, module, down, up * scale, magnitude, by_input))
     return updates
 
 
@@ -82,7 +88,8 @@ def _split(key: str) -> tuple[str, str, str]:
     """`unet.a.b.lora_A.weight` as ("unet", "a.b", "lora_A"); UserError if it has another form."""
     component, _, rest = key.partition(".")
     names = rest.removesuffix(".weight").split(".")
-    if component not in COMPONENTS or len(names) < 2 or names[-1] not in (_DOWN, _UP, _MAGNITUDE):
+    parts = (DOWN, UP, *MAGNITUDES.values())
+    if component not in COMPONENTS or len(names) < 2 or names[-1] not in parts:
         raise UserError(
             f"adapter: {key}",
             "is no weight of a LoRA or DoRA on the UNet or the text encoder",

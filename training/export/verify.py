@@ -52,8 +52,8 @@ def verify(
 ) -> Verification:
     """Compare the file at `path` with the adapter `state`.
 
-    `form` is "lora" (kohya), "diff" (kohya) or "peft". Raises VerificationError when a loader
-    leaves a layer out or outputs differ beyond tolerance.
+    `form` is "lora", "dora" or "diff" (kohya), "peft" or "full" (diffusers). Raises
+    VerificationError when a loader leaves a layer out or outputs differ beyond tolerance.
     """
     bare = _copy(base)
     trained = _copy(base)
@@ -63,7 +63,13 @@ def verify(
     effect = float((wanted - plain).abs().max())
     limit = EFFECT_TOLERANCE * effect + NOISE_TOLERANCE * float(plain.abs().max())
     expected = {key.split(".lora_")[0].removeprefix("unet.") for key in state}
-    readers = {"lora": (_diffusers, _numpy_merge), "diff": (_numpy_merge,), "peft": (_diffusers,)}
+    readers = {
+        "lora": (_diffusers, _numpy_merge),
+        "dora": (_numpy_merge,),
+        "diff": (_numpy_merge,),
+        "peft": (_diffusers,),
+        "full": (_diffusers,),
+    }
     errors = []
     for read in readers[form]:
         reloaded = _copy(base)
@@ -144,18 +150,35 @@ def _numpy_merge(path: Path, base: Base) -> set[str]:
         if name not in layers:
             raise VerificationError(f"{path.name}: {name} names no layer of the base")
         module_name, module = layers[name]
-        difference = torch.from_numpy(_difference(path, name, parts))
+        weight = module.weight.detach().cpu().numpy()
+        difference = torch.from_numpy(_difference(path, name, parts, weight))
         with torch.no_grad():
             module.weight += difference.to(module.weight.device)
         changed.add(module_name)
     return changed
 
 
-def _difference(path: Path, name: str, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What kohya's entry of one layer adds to its weight.  # (out, in)"""
+def _difference(
+    path: Path, name: str, parts: Mapping[str, np.ndarray], weight: np.ndarray
+) -> np.ndarray:
+    """What kohya's entry of one layer adds to its weight.  # (out, in)
+
+    `dora_scale` as ComfyUI, A1111, Forge and InvokeAI take it: m·V/‖V‖, the norm of each column.
+    """
+    low_rank = {"lora_down.weight", "lora_up.weight", "alpha"}
     if parts.keys() == {"diff"}:
         return parts["diff"]
-    if parts.keys() == {"lora_down.weight", "lora_up.weight", "alpha"}:
-        down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-        return float(parts["alpha"]) / len(down) * (up @ down)
-    raise VerificationError(f"{path.name}: {name} has the parts {sorted(parts)}")
+    if parts.keys() - {"dora_scale"} != low_rank:
+        raise VerificationError(f"{path.name}: {name} has the parts {sorted(parts)}")
+    down, up = parts["lora_down.weight"], parts["lora_up.weight"]
+    change = float(parts["alpha"]) / len(down) * (up @ down)
+    if "dora_scale" not in parts:
+        return change
+    scale = parts["dora_scale"]
+    if scale.shape != (1, weight.shape[1]):
+        raise VerificationError(
+            f"{path.name}: {name} has a dora_scale of shape {scale.shape}, which tools misread"
+        )
+    direction = weight + change
+    norms = np.linalg.norm(direction, axis=0, keepdims=True)  # (1, in)
+    return direction * (scale / norms) - weight

@@ -1,0 +1,291 @@
+"""K adapters over one frozen model: their weights, and what every adapted layer computes with.
+
+Linear layers and networks in; the layers then give every slot's adapter its own share of the
+batch. A slot's weights are one row of a matrix, so that its optimiser, norm and clipping are
+single operations; the layers read blocks of all slots that are made from the rows once per step.
+Ranks are padded to the largest: the padding is zero, its gradients are zero, and so it stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training.pack.layer import BankLinear, LayerTensors
+from training.pack.norms import input_norms, output_norms
+from training.recipe import Network
+
+# The parts of one layer's update, as they are called in checkpoints. PEFT knows the first three;
+# the last has a name of its own, so that no reader takes it for the other axis.
+DOWN, UP = "lora_A", "lora_B"
+OUTPUT_MAGNITUDE, INPUT_MAGNITUDE = "lora_magnitude_vector", "lora_input_magnitude"
+MAGNITUDES = {"output": OUTPUT_MAGNITUDE, "input": INPUT_MAGNITUDE}
+# In the order of `LayerTensors`.
+GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)
+
+# torch.nn.utils.clip_grad_norm_ adds as much to the norm.
+CLIP_EPS = 1e-6
+
+#: (module name, part) -> tensor
+Parts = dict[tuple[str, str], Tensor]
+
+
+def parts_of(network: Network) -> tuple[str, ...]:
+    """The parts that an update of this network has."""
+    magnitude = (MAGNITUDES[network.dora_axis],) if network.method == "dora" else ()
+    return (DOWN, UP, *magnitude)
+
+
+def part_shape(part: str, rank: int, layer: nn.Linear) -> tuple[int, ...]:
+    """The shape of a part of an update of `rank` on `layer`."""
+    return {
+        DOWN: (rank, layer.in_features),
+        UP: (layer.out_features, rank),
+        OUTPUT_MAGNITUDE: (layer.out_features,),
+        INPUT_MAGNITUDE: (layer.in_features,),
+    }[part]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The L layers of one shape, which are handled at once."""
+
+    indices: tuple[int, ...]  # of its layers in the bank
+    names: tuple[str, ...]
+    layers: tuple[nn.Linear, ...]
+    columns: Mapping[str, slice]  # part -> its columns in a row
+    shapes: Mapping[str, tuple[int, ...]]  # part -> its shape in one layer, rank padded
+    grads: Mapping[str, Tensor]  # part -> (L, K, ...)
+    squares: Mapping[str, Tensor]  # magnitude -> the weights' squared norms, (L, out or in)
+
+    def view(self, rows: Tensor, part: str) -> Tensor:
+        """A part of all slots and layers as a view of the rows.  # (K, L, ...)"""
+        block = rows[:, self.columns[part]]
+        return block.view(len(rows), len(self.layers), *self.shapes[part])
+
+
+class AdapterBank:
+    """K adapters on `layers`; see the module's docstring."""
+
+    def __init__(self, layers: Mapping[str, nn.Linear], networks: Sequence[Network]) -> None:
+        """`layers` by module name, all on one device. The weights are zero until `load`."""
+        first = next(iter(layers.values())).weight
+        self.device = first.device
+        self.networks = tuple(networks)
+        self.rank = max(network.rank for network in networks)
+        # Makes the layers' outputs part of the graph, although nothing of the base is trained.
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
+        scales = [network.effective_alpha / network.rank for network in networks]
+        self._scales = torch.tensor(scales, device=self.device).view(-1, 1, 1)  # (K, 1, 1)
+        self._dora_slots = {
+            magnitude: torch.tensor(
+                [k for k, network in enumerate(networks) if magnitude in parts_of(network)],
+                device=self.device,
+                dtype=torch.long,
+            )
+            for magnitude in MAGNITUDES.values()
+        }
+        parts = [DOWN, UP, *(m for m, slots in self._dora_slots.items() if len(slots))]
+        self._groups = self._make_groups(layers, parts)
+        width = max(columns.stop for group in self._groups for columns in group.columns.values())
+        self.weights = torch.zeros(len(networks), width, device=self.device)  # (K, P), fp32
+        self.grads = torch.zeros_like(self.weights)
+        self._norms: list[dict[str, Tensor]] | None = None  # by group and magnitude, (L, K, dim)
+        self._tensors: dict[tuple[torch.dtype, int | None], list[LayerTensors]] = {}
+        self._alone: int | None = None
+
+    def _make_groups(self, layers: Mapping[str, nn.Linear], parts: Sequence[str]) -> list[_Group]:
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        names, modules = list(layers), list(layers.values())
+        for index, layer in enumerate(modules):
+            by_shape.setdefault((layer.out_features, layer.in_features), []).append(index)
+        groups, start = [], 0
+        for indices in by_shape.values():
+            own = tuple(modules[index] for index in indices)
+            shapes = {part: part_shape(part, self.rank, own[0]) for part in parts}
+            columns = {}
+            for part, shape in shapes.items():
+                columns[part] = slice(start, start + len(own) * math.prod(shape))
+                start = columns[part].stop
+            grads = {
+                part: torch.zeros(len(own), len(self.networks), *shape, device=self.device)
+                for part, shape in shapes.items()
+            }
+            squares = {
+                part: torch.stack([_squares(layer, part) for layer in own])
+                for part in parts
+                if part in self._dora_slots
+            }
+            group_names = tuple(names[index] for index in indices)
+            groups.append(_Group(tuple(indices), group_names, own, columns, shapes, grads, squares))
+        return groups
+
+    # Weights of one slot, in the shapes of its own rank.
+
+    def split(self, slot: int, row: Tensor) -> Parts:
+        """A row of `weights`, or of something like it, as the parts of the slot's updates."""
+        network = self.networks[slot]
+        parts = {}
+        for group in self._groups:
+            for part in parts_of(network):
+                block = group.view(row[None], part)[0]  # (L, ...)
+                for name, tensor in zip(group.names, block, strict=True):
+                    parts[name, part] = _unpadded(tensor, part, network.rank)
+        return parts
+
+    def join(self, slot: int, parts: Parts) -> Tensor:
+        """The row whose `split` is `parts`; zero where the slot has nothing.  # (P,)"""
+        row = torch.zeros_like(self.weights[slot])
+        for key, tensor in self.split(slot, row).items():
+            tensor.copy_(parts[key])
+        return row
+
+    def load(self, slot: int, parts: Parts) -> None:
+        """Put an adapter's weights into a slot."""
+        self.weights[slot] = self.join(slot, parts)
+        self.changed()
+
+    # What the layers compute with.
+
+    def changed(self) -> None:
+        """To be called after every change of `weights`."""
+        self._norms = None
+        self._tensors.clear()
+
+    @contextmanager
+    def alone(self, slot: int) -> Iterator[None]:
+        """Within the block every sample sees the adapter of `slot`, whatever the batch's size."""
+        before, self._alone = self._alone, slot
+        try:
+            yield
+        finally:
+            self._alone = before
+
+    def layer_tensors(self, index: int, dtype: torch.dtype) -> LayerTensors:
+        """The tensors of layer `index`, made once for each state of the weights."""
+        key = (dtype, self._alone)
+        if key not in self._tensors:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                self._tensors[key] = self._make_tensors(dtype, self._alone)
+        return self._tensors[key][index]
+
+    def _make_tensors(self, dtype: torch.dtype, alone: int | None) -> list[LayerTensors]:
+        if self._norms is None:
+            self._norms = [self._group_norms(group) for group in self._groups]
+        slots = slice(None) if alone is None else slice(alone, alone + 1)
+        tensors: dict[int, LayerTensors] = {}
+        for group, norms in zip(self._groups, self._norms, strict=True):
+            # One entry per layer: the factors, the gains, and the gradients of both.
+            columns: list[Sequence[Tensor | None]] = [
+                self._block(group, part)[:, slots].to(dtype).unbind() for part in (DOWN, UP)
+            ]
+            used = [m in norms and self._is_used(m, alone) for m in GAINS]
+            for magnitude, is_used in zip(GAINS, used, strict=True):
+                gains = self._gains(group, magnitude, norms) if is_used else None
+                columns.append(_unbound(gains, slots, group))
+            columns += [group.grads[part][:, slots].unbind() for part in (DOWN, UP)]
+            for magnitude, is_used in zip(GAINS, used, strict=True):
+                columns.append(_unbound(group.grads[magnitude] if is_used else None, slots, group))
+            for index, *own in zip(group.indices, *columns, strict=True):
+                tensors[index] = LayerTensors(*own)
+        return [tensors[index] for index in range(len(tensors))]
+
+    def _is_used(self, magnitude: str, alone: int | None) -> bool:
+        return alone is None or magnitude in parts_of(self.networks[alone])
+
+    def _block(self, group: _Group, part: str) -> Tensor:
+        """A part of all layers as they need it, contiguous, scale folded in.  # (L, K, ...)"""
+        block = group.view(self.weights, part).transpose(0, 1)
+        return block * self._scales if part == UP else block.contiguous()
+
+    def _group_norms(self, group: _Group) -> dict[str, Tensor]:
+        """The norms that a group's magnitudes are divided by, infinite where a slot has none."""
+        norms = {}
+        for magnitude, squares in group.squares.items():
+            slots = self._dora_slots[magnitude]
+            down = self._block(group, DOWN)[:, slots]
+            up = self._block(group, UP)[:, slots]
+            compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
+            weights = [layer.weight for layer in group.layers]
+            found = torch.full_like(group.grads[magnitude], torch.inf)  # (L, K, dim)
+            found[:, slots] = compute(weights, squares, down, up)
+            norms[magnitude] = found
+        return norms
+
+    def _gains(self, group: _Group, magnitude: str, norms: Mapping[str, Tensor]) -> Tensor:
+        """Magnitude/norm where a slot has a magnitude, and exactly 1 elsewhere.  # (L, K, dim)"""
+        gains = group.view(self.weights, magnitude).transpose(0, 1) / norms[magnitude]
+        others = torch.ones(len(self.networks), 1, device=self.device)
+        others[self._dora_slots[magnitude]] = 0
+        return gains + others
+
+    # Gradients.
+
+    def zero_grad(self) -> None:
+        """Forget the gradients that the layers have added up."""
+        for group in self._groups:
+            for grad in group.grads.values():
+                grad.zero_()
+
+    def collect_gradients(self) -> None:
+        """Turn what the layers have added up into gradients of `weights`, in `grads`.
+
+        By the chain rule: the scale for B, one over the norm for a magnitude.
+        """
+        if self._norms is None:
+            raise RuntimeError("the weights have changed since the layers added up gradients")
+        for group, norms in zip(self._groups, self._norms, strict=True):
+            for part, grad in group.grads.items():
+                if part == UP:
+                    grad = grad * self._scales
+                elif part in norms:
+                    grad = grad / norms[part]
+                group.view(self.grads, part).copy_(grad.transpose(0, 1))
+
+    def clip(self, limits: Sequence[float | None]) -> Tensor:
+        """Clip every slot's gradient to its own limit; returns the norms before.  # (K,)"""
+        norms = torch.linalg.vector_norm(self.grads, dim=1)
+        largest = torch.tensor([math.inf if limit is None else limit for limit in limits])
+        factors = (largest.to(self.device) / (norms + CLIP_EPS)).clamp(max=1.0)
+        self.grads *= factors[:, None]
+        return norms
+
+
+def _unbound(gains: Tensor | None, slots: slice, group: _Group) -> Sequence[Tensor | None]:
+    """(L, K, dim) as L times (K, 1, dim); L times None if there are no gains."""
+    return [None] * len(group.layers) if gains is None else gains[:, slots, None].unbind()
+
+
+def install(parent: nn.Module, layers: Mapping[str, nn.Linear], bank: AdapterBank) -> None:
+    """Put the bank on `parent`, whose linear layers `layers` are, by module name."""
+    for index, (name, layer) in enumerate(layers.items()):
+        _replace(parent, name, BankLinear(layer, bank, index))
+
+
+def uninstall(parent: nn.Module) -> None:
+    """Put back the layers that `install` replaced."""
+    for name, module in list(parent.named_modules()):
+        if isinstance(module, BankLinear):
+            _replace(parent, name, module.base_layer)
+
+
+def _replace(parent: nn.Module, name: str, module: nn.Module) -> None:
+    path, _, child = name.rpartition(".")
+    setattr(parent.get_submodule(path), child, module)
+
+
+def _squares(layer: nn.Linear, magnitude: str) -> Tensor:
+    """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
+    axis = 1 if magnitude == OUTPUT_MAGNITUDE else 0
+    return layer.weight.detach().float().square().sum(axis)
+
+
+def _unpadded(tensor: Tensor, part: str, rank: int) -> Tensor:
+    if part == DOWN:
+        return tensor[:rank]
+    return tensor[:, :rank] if part == UP else tensor

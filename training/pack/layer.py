@@ -1,0 +1,121 @@
+"""A frozen linear layer with K low-rank updates on it, each for its own share of the batch.
+
+Inputs in, outputs out; the gradients of the updates are added to the bank's own tensors. Three
+products forward and five back, whatever K is: small models wait for launches, not for numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from training.pack.bank import AdapterBank
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """What one layer computes with: K adapters, or the one that acts alone (then K is 1).
+
+    Factors are in the type of the computation, gains and gradients in fp32.
+    """
+
+    down: Tensor  # (K, R, in)
+    up: Tensor  # (K, out, R), times alpha/rank
+    input_gain: Tensor | None  # (K, 1, in); DoRA's magnitude/norm, 1 for other slots
+    output_gain: Tensor | None  # (K, 1, out)
+    down_grad: Tensor
+    up_grad: Tensor
+    input_gain_grad: Tensor | None
+    output_gain_grad: Tensor | None
+
+
+class BankLinear(nn.Module):
+    """Stands in the base for `base_layer` as long as the bank is on it."""
+
+    def __init__(self, base_layer: nn.Linear, bank: AdapterBank, index: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.bank = bank
+        self._index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows of the batch go to the slots in order, the same number to each.  # (N, ..., in)"""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        layer = self.bank.layer_tensors(self._index, dtype)
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        output: Tensor = _PackedLinear.apply(x.to(dtype), self.bank.anchor, weight, bias, layer)
+        return output
+
+
+class _PackedLinear(torch.autograd.Function):
+    """y = (W·(g∘x) + B·A·(g∘x)) ∘ h + bias, with DoRA's gains g (input axis) and h (output axis).
+
+    The gains' norms carry no gradient (Liu et al. 2024, section 4.3; PEFT does the same).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        anchor: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layer: LayerTensors,
+    ) -> Tensor:
+        inputs = x.reshape(len(layer.down), -1, x.shape[-1])  # (K, n, in)
+        scaled = inputs
+        if layer.input_gain is not None:
+            scaled = (inputs * layer.input_gain).to(x.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+        early_bias = bias if layer.output_gain is None else None
+        direction = F.linear(scaled, weight.to(x.dtype), early_bias)  # (K, n, out)
+        hidden = torch.bmm(scaled, layer.down.mT)  # (K, n, R)
+        direction.baddbmm_(hidden, layer.up.mT)
+        output = direction
+        if layer.output_gain is not None:
+            output = direction * layer.output_gain
+            output = (output if bias is None else output + bias).to(x.dtype)
+        ctx.layer, ctx.shape = layer, x.shape
+        ctx.save_for_backward(
+            weight,
+            scaled,
+            hidden,
+            inputs if layer.input_gain is not None else None,
+            direction if layer.output_gain is not None else None,
+        )
+        return output.reshape(*x.shape[:-1], output.shape[-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        layer: LayerTensors = ctx.layer
+        weight, scaled, hidden, inputs, direction = ctx.saved_tensors
+        grad = grad.reshape(len(layer.down), -1, grad.shape[-1])  # (K, n, out)
+        if layer.output_gain is not None and layer.output_gain_grad is not None:
+            layer.output_gain_grad.add_((grad * direction).sum(1, keepdim=True))
+            grad = (grad * layer.output_gain).to(scaled.dtype)
+        _add_product(layer.up_grad, grad.mT, hidden)
+        hidden_grad = torch.bmm(grad, layer.up)  # (K, n, R)
+        _add_product(layer.down_grad, hidden_grad.mT, scaled)
+        if not ctx.needs_input_grad[0] and layer.input_gain is None:
+            return None, None, None, None, None
+        x_grad = torch.matmul(grad, weight.to(grad.dtype))  # (K, n, in)
+        x_grad.baddbmm_(hidden_grad, layer.down)
+        if layer.input_gain is not None and layer.input_gain_grad is not None:
+            layer.input_gain_grad.add_((x_grad * inputs).sum(1, keepdim=True))
+            x_grad = (x_grad * layer.input_gain).to(scaled.dtype)
+        return x_grad.reshape(ctx.shape), None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left·right; gradients add up in fp32, whatever they were computed in."""
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right)
+    else:
+        total.add_(torch.bmm(left, right))
