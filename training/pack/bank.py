@@ -208,7 +208,7 @@ class AdapterBank:
         norms = {}
         for magnitude, squares in group.squares.items():
             slots = self._dora_slots[magnitude]
-            down = self._block(group, DOWN)[:, slots]
+            down = self._block(group, DOWN)[:, slots].contiguous()
             up = self._block(group, UP)[:, slots]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
             weights = [layer.weight for layer in group.layers]

@@ -15,38 +15,34 @@ from torch import Tensor
 SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
 
 
-def output_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Of every output row: ‖V‖² = ‖W‖² + rowsum((2·W·Aᵀ + B·(A·Aᵀ)) ∘ B).
-
-    # L x (out, in), (L, out), (L, D, R, in), (L, D, out, R) -> (L, D, out)
-    """
-    adapters, rank = down.shape[1:3]
-    # One product per layer for all adapters at once.
-    crossed = torch.stack(
-        [
-            weight.float() @ factor.flatten(0, 1).T
-            for weight, factor in zip(weights, down, strict=True)
-        ]
-    )  # (L, out, D*R)
-    crossed = crossed.unflatten(-1, (adapters, rank)).transpose(1, 2)  # (L, D, out, R)
-    gram = down @ down.mT  # (L, D, R, R)
-    added = ((2 * crossed + up @ gram) * up).sum(-1)  # (L, D, out)
-    return (squares[:, None] + added).clamp_min(SMALLEST_SQUARE).sqrt()
-
-
 def input_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Of every input column: ‖V‖² = ‖W‖² + colsum((2·Bᵀ·W + (Bᵀ·B)·A) ∘ A).
 
     # L x (out, in), (L, in), (L, D, R, in), (L, D, out, R) -> (L, D, in)
     """
-    adapters, rank = down.shape[1:3]
-    crossed = torch.stack(
-        [
-            factor.mT.flatten(0, 1) @ weight.float()
-            for weight, factor in zip(weights, up, strict=True)
-        ]
-    )  # (L, D*R, in)
-    crossed = crossed.unflatten(1, (adapters, rank))  # (L, D, R, in)
-    gram = up.mT @ up  # (L, D, R, R)
-    added = ((2 * crossed + gram @ down) * down).sum(-2)  # (L, D, in)
+    return _column_norms(weights, squares, up.mT.contiguous(), down)
+
+
+def output_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Of every output row, which is a column of Vᵀ = Wᵀ + Aᵀ·Bᵀ.
+
+    # L x (out, in), (L, out), (L, D, R, in), (L, D, out, R) -> (L, D, out)
+    """
+    return _column_norms([weight.T for weight in weights], squares, down, up.mT.contiguous())
+
+
+def _column_norms(weights: Sequence[Tensor], squares: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """Of the columns of W + nearᵀ·far.
+
+    # L x (m, n), (L, n), (L, D, R, m), (L, D, R, n) -> (L, D, n)
+    """
+    crossed = torch.empty(far.shape, device=far.device)  # contiguous, whatever `far` is
+    for weight, factor, product in zip(
+        weights, near.flatten(1, 2), crossed.flatten(1, 2), strict=True
+    ):
+        # One product per layer for all adapters at once.
+        torch.mm(factor, weight.float(), out=product)  # (D*R, n)
+    gram = near @ near.mT  # (L, D, R, R)
+    crossed.flatten(0, 1).baddbmm_(gram.flatten(0, 1), far.flatten(0, 1), beta=2)
+    added = crossed.mul_(far).sum(-2)  # (L, D, n)
     return (squares[:, None] + added).clamp_min(SMALLEST_SQUARE).sqrt()
