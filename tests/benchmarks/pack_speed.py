@@ -1,7 +1,7 @@
 """Times packs of K adapters against the plain diffusers + PEFT loop, in one process, interleaved.
 
-usage: python tests/benchmarks/pack_speed.py [--rounds 15] [--latents 8 16] [--slots 1 2 4 8]
-           [--rank 16] [--threads 2] [--device cpu]
+usage: PYTHONPATH=. python tests/benchmarks/pack_speed.py [--rounds 15] [--latents 8 16]
+           [--slots 1 2 4 8] [--rank 16] [--threads 2] [--device cpu]
 
 The UNet has SDXL's structure with random weights: channels 32, 64, 128 and 1, 2, 4 transformer
 layers. Batch 1 per adapter, fp32; a step is forward, backward, clipping and AdamW. The variants
