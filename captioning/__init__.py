@@ -87,6 +87,7 @@ from captioning.observer_config import (
     TaggerConfig,
 )
 from captioning.observers.embedder import Embedder
+from captioning.observers.weights import no_progress_bars
 from captioning.render import Caption, render, render_all
 from captioning.render_tags import Seen
 from captioning.review import (
@@ -217,6 +218,7 @@ __all__ = [
     "load_skipped",
     "make_character",
     "marked",
+    "no_progress_bars",
     "observe",
     "open_objects",
     "override",

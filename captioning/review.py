@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import beta, hypergeom
 
+from captioning.caption_match import LOWEST_SHARE, TextEmbedder, least_alike
 from captioning.captions import captioned
 from captioning.character import Character, folder
 from captioning.curation.observed import load_observed
@@ -28,6 +29,7 @@ from captioning.errors import UserError
 from captioning.findings import DATASET, Finding
 from captioning.framing import framing_of
 from captioning.lint import lint
+from captioning.observations import ProgressCallback
 from captioning.rows import read_rows, write_rows
 from captioning.store import Store
 
@@ -39,6 +41,7 @@ SAMPLE_SHARE = 0.2  # the guides' spot check
 CONFIDENCE = 0.95
 # What a finding adds to a caption's risk: any block before all warnings, any warning before notes.
 RISK = {"block": 100.0, "warn": 10.0, "info": 1.0}
+UNLIKE = 5.0  # and what it adds to be among those that fit their pictures least
 COLUMNS = ("picture", "risk", "why", "caption", "state", "note", "sha256", "row")
 
 
@@ -127,9 +130,16 @@ def endless_bound(read: int, bad: int = 0, confidence: float = CONFIDENCE) -> fl
     return 1.0 if bad >= read else float(beta.ppf(confidence, bad + 1, read - bad))
 
 
-def review_queue(store: Store, character: Character, seed: int = 0) -> Queue:
+def review_queue(
+    store: Store,
+    character: Character,
+    seed: int = 0,
+    embedder: TextEmbedder | None = None,
+    progress: ProgressCallback | None = None,
+) -> Queue:
     """The captions of the character's kept pictures, riskiest first, with what was said of them.
 
+    With the `embedder` of the pictures, captions that fit their pictures least are riskier.
     Raises UserError when pictures have not been captioned.
     """
     captions = captioned(store, character)
@@ -139,9 +149,15 @@ def review_queue(store: Store, character: Character, seed: int = 0) -> Queue:
     framings = {one.where: framing_of(one.tags or {}) for one in seen}
     said = load_reviews(store, character.name)
     risks = _risks(findings)
+    texts = {one.image: one.caption.text for one in captions}
+    unlike = least_alike(seen, texts, character, embedder, progress) if embedder else {}
     items = []
     for one in captions:
         risk, why = risks.get(one.image, (0.0, ""))
+        if one.image in unlike:
+            risk += UNLIKE
+            told = f"among the {LOWEST_SHARE:.0%} that fit their picture least"
+            why = "; ".join(filter(None, [why, f"{told} (CLIP {unlike[one.image]:.2f})"]))
         review = said.get(one.image)
         holds = review is not None and review.caption == one.caption.text
         items.append(

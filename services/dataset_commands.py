@@ -134,6 +134,13 @@ def dataset_review(
     table: Annotated[
         Path | None, typer.Option("--import", help="Take states and corrections from that CSV.")
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Put captions that fit their picture least, by the embedder, further up.",
+        ),
+    ] = True,
     home: HomeOption = None,
 ) -> None:
     """Which captions to read first, and how many bad ones may still be left.
@@ -142,7 +149,7 @@ def dataset_review(
     """
     from services.dataset_review import review_captions
 
-    raise typer.Exit(review_captions(open_home(home), character, export, table, console))
+    raise typer.Exit(review_captions(open_home(home), character, export, table, compare, console))
 
 
 @dataset_app.command("edit")

@@ -10,23 +10,35 @@ from rich.table import Table
 
 from captioning import (
     CONFIDENCE,
+    Character,
+    Embedder,
+    EmbedderConfig,
     Queue,
     UserError,
     bad_rate_bound,
     caption_all,
     import_table,
+    kept_images,
     load_character,
+    load_observations,
     review_queue,
     to_table,
     write_atomic,
 )
+from services.datasets import observers_of
+from services.progress import Display
 from services.settings import Home
 
 SHOWN_CAPTIONS = 20  # in the terminal; --export gives all of the sample
 
 
 def review_captions(
-    home: Home, name: str, export: Path | None, table: Path | None, console: Console
+    home: Home,
+    name: str,
+    export: Path | None,
+    table: Path | None,
+    compare: bool,
+    console: Console,
 ) -> int:
     """Import, then export or show; 0, or 2 when rows of the imported table are in conflict."""
     character = load_character(home.store, name)
@@ -39,7 +51,7 @@ def review_captions(
         console.print(f"[green]✓[/] {done.reviews} reviews and {done.edits} edits taken in")
         for conflict in done.conflicts:
             console.print(f"  [yellow]not taken[/] {escape(conflict.picture)}: {conflict.reason}")
-    queue = review_queue(home.store, character)
+    queue = _compared(home, character, console) if compare else review_queue(home.store, character)
     if export is not None:
         write_atomic(export, to_table(queue))
         console.print(
@@ -51,6 +63,18 @@ def review_captions(
         _print_queue(queue, console)
     _print_bound(queue, console)
     return 2 if conflicts else 0
+
+
+def _compared(home: Home, character: Character, console: Console) -> Queue:
+    """The queue, with captions compared to pictures where these have been embedded."""
+    images = kept_images(home.store, character.name)
+    sources = [one.source for one in observers_of(home.settings) if isinstance(one, EmbedderConfig)]
+    seen = (one for image in images for one in load_observations(home.store, image.sha256))
+    if not sources or all(one.embedding is None for one in seen):
+        return review_queue(home.store, character)
+    with Display(console) as display, display.step("captions compared with pictures") as step:
+        embedder = Embedder(sources[0])
+        return review_queue(home.store, character, embedder=embedder, progress=step.advance_to)
 
 
 def _read(table: Path) -> bytes:

@@ -94,7 +94,7 @@ def caption_pictures(home: Home, names: list[str], console: Console) -> None:
     failures = []
     with Display(console) as display, ExitStack() as serving:
         with display.step("captioning models started on Ray Serve"):
-            client = serving.enter_context(serve_observers(_observers(home.settings)))
+            client = serving.enter_context(serve_observers(observers_of(home.settings)))
         for name in names:
             with display.step(f"{name}: pictures observed") as step:
                 try:
@@ -111,7 +111,7 @@ def caption_pictures(home: Home, names: list[str], console: Console) -> None:
         console.print(f"  [yellow]not observed[/] {escape(str(told))}")
 
 
-def _observers(settings: Settings) -> tuple[ObserverConfig, ...]:
+def observers_of(settings: Settings) -> tuple[ObserverConfig, ...]:
     """The models that look at the pictures: those of the settings, or the usual four."""
     if settings.observers is not None:
         return settings.observers

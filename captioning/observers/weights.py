@@ -36,7 +36,8 @@ def loading(source: str, wanted: str, loader: str) -> Iterator[None]:
 
     require_model(source)
     try:
-        yield
+        with no_progress_bars():
+            yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -44,6 +45,20 @@ def loading(source: str, wanted: str, loader: str) -> Iterator[None]:
             f"no {wanted} ({first_line})",
             f"give a folder or hub id that transformers' {loader} loads",
         ) from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Loading takes a second or two; transformers' bars would tear the person's display."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def require_all_weights(info: dict[str, Any]) -> None:

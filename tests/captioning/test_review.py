@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from pathlib import Path
 
+import numpy as np
 import pytest
-from captioning_examples import Answers
+from captioning_examples import Answers, png
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image as Pillow
 
-from captioning import Character, Store, UserError, caption_all, load_captions, observe, take_in
+from captioning import (
+    Character,
+    Image,
+    Observation,
+    Store,
+    UserError,
+    caption_all,
+    load_captions,
+    observe,
+    take_in,
+)
+from captioning.caption_match import least_alike
+from captioning.curation.observed import Observed
 from captioning.review import (
     Item,
     Queue,
@@ -75,6 +91,76 @@ def test_the_riskiest_caption_comes_first(store: Store, captioned: Character) ->
     items = review_queue(store, captioned).items
     assert len(items) == 6
     assert [one.risk for one in items] == sorted((one.risk for one in items), reverse=True)
+
+
+class Blind:
+    """An embedder to which every text is the same."""
+
+    id, revision = "clip", "r1"
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        self.read += texts
+        return np.array([[1.0, 0.0]] * len(texts), np.float32)
+
+
+def embedded(number: int, angle: float, by: str = "clip@r1") -> Observed:
+    image = Image(
+        sha256=f"{number:064x}", source=f"{number}.png", width=64, height=64, format="PNG"
+    )
+    return Observed(image, embedding=(math.cos(angle), math.sin(angle)), embedder=by)
+
+
+def test_the_tenth_that_fits_its_pictures_least_is_found(aya: Character) -> None:
+    pictures = [embedded(number, number / 20) for number in range(20)]
+    other = embedded(20, 3.0, by="another@r1")
+    captions = {one.where: "ayatok, woman, smile" for one in [*pictures, other]}
+    clip = Blind()
+    found = least_alike([other, *pictures], captions, aya, clip)
+    assert found == {
+        pictures[19].where: round(math.cos(19 / 20), 3),
+        pictures[18].where: round(math.cos(18 / 20), 3),
+    }
+    assert clip.read == ["woman, smile"] * 20, "no CLIP knows the trigger"
+    assert least_alike(pictures[:9], captions, aya, clip) == {}
+
+
+class Embeds(Answers):
+    """Tags, and embeddings of which one points elsewhere."""
+
+    def models(self):
+        return {"tags": ("tagger", "r1"), "embedding": ("clip", "r1")}
+
+    def ask(self, requests):
+        for sha256, kind, data in requests:
+            if kind == "tags":
+                yield from super().ask([(sha256, kind, data)])
+                continue
+            far = Pillow.open(io.BytesIO(data)).getpixel((0, 0))[2] > 0
+            yield Observation(
+                image=sha256, kind="embedding", model="clip", revision="r1", milliseconds=1,
+                embedding=(0.0, 1.0) if far else (1.0, 0.0),
+            )  # fmt: skip
+
+
+def test_a_caption_unlike_its_picture_is_read_before_those_alike(
+    store: Store, aya: Character, tmp_path: Path
+) -> None:
+    for number in range(12):
+        colour = (20 * number, 0, 200 * (number == 7))
+        (tmp_path / f"{number}.png").write_bytes(png(colour))
+    observe(list(take_in(tmp_path, store, aya).images), store, Embeds())
+    caption_all(store, aya)
+    plain = {one.source: one for one in review_queue(store, aya).items}
+    queue = review_queue(store, aya, embedder=Blind())
+    assert queue.items[0].source == "7.png"
+    assert "fit their picture least (CLIP 0.00)" in queue.items[0].why
+    changed = {one.source for one in queue.items if one != plain[one.source]}
+    assert changed == {"7.png"}
+    # What was read comes back the same way, compared or not.
+    assert import_table(store, aya, to_table(queue)).conflicts == ()
 
 
 def test_a_review_of_another_caption_is_open_again(store: Store, captioned: Character) -> None:

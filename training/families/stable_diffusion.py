@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioning import UserError
+from captioning import UserError, no_progress_bars
 from training.families.base import Base, read_json
 
 PIPELINE_CLASSES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"})
@@ -162,7 +162,7 @@ def _weight_variant(folder: Path, stem: str) -> str | None:
 
 def _load(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
     """One network from its subfolder; UserError naming the folder when it cannot be read."""
-    with _naming(folder / component), _no_progress_bars():
+    with _naming(folder / component), no_progress_bars():
         return kind.from_pretrained(
             folder,
             subfolder=component,
@@ -171,20 +171,6 @@ def _load(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
             local_files_only=True,
             variant=_weight_variant(folder / component, _WEIGHT_STEMS[component]) or None,
         )
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Loading takes a second or two; transformers' bars would tear the person's display."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 @contextmanager
