@@ -1,5 +1,9 @@
-"""Commands killed or stopped: no process is left, and the next run goes on to the same end."""
+"""The main job, every command of the README on the real models, with a kill and a Ctrl-C in it.
 
+No process is left by either, and the next run goes on to the same end.
+"""
+
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors import safe_open
 
+from captioning import Store, latest_dataset
 from services.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -49,9 +55,19 @@ def end(process: subprocess.Popen, with_signal: int) -> int:
     return code
 
 
-def test_a_killed_sweep_goes_on_and_registers_one_version(
-    training: Callable[[], subprocess.Popen], lorafarm: Callable[..., str], sweep_file, home: Path
+def test_from_pictures_to_an_exported_adapter_with_a_kill_in_between(
+    training: Callable[[], subprocess.Popen],
+    lorafarm: Callable[..., str],
+    home: Path,
+    sweep_file: Path,
+    tmp_path: Path,
 ):
+    dataset = latest_dataset(Store(home), "aya")
+    captions = [sample.caption for sample in dataset.train + dataset.holdout]
+    assert all(caption.startswith("ayachar, person") for caption in captions)
+    assert len(set(captions)) > 1
+    assert len(dataset.holdout) >= 3
+
     end(training(), signal.SIGKILL)
     done = {
         file: file.stat().st_mtime_ns for file in home.glob("runs/*/step-*/adapter.safetensors")
@@ -59,10 +75,37 @@ def test_a_killed_sweep_goes_on_and_registers_one_version(
     said = lorafarm("sweep", "aya", "--config", sweep_file)
     assert "aya.sd15/1" in said
     assert {file: file.stat().st_mtime_ns for file in done} == done, "no step was trained twice"
-    assert len(list(home.glob("runs/*/step-*/scores.json"))) == 4
+    runs = sorted((home / "runs").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        steps = sorted(folder.name for folder in run.glob("step-*"))
+        assert steps == ["step-000004", "step-000008"]
+        for step in steps:
+            score = json.loads((run / step / "scores.json").read_text())
+            assert score["identity"]["low"] <= score["identity"]["value"]
+
+    again = lorafarm("sweep", "aya", "--config", sweep_file)
+    assert "2 trials trained and scored before" in again
     registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts")
     (version,) = registry.versions("aya.sd15")
     assert version.aliases == ("candidate",)
+
+    report = tmp_path / "report.html"
+    assert "identity" in lorafarm("leaderboard", "aya", "--report", report)
+    assert "aya.sd15" in report.read_text()
+
+    lorafarm("promote", "aya.sd15", 1, "--to", "production")
+    out = tmp_path / "loras"
+    lorafarm("export", "aya.sd15@production", "--format", "kohya", "--to", out)
+    lorafarm("export", "aya.sd15@production", "--format", "diffusers", "--to", out)
+    (kohya,) = out.glob("*.safetensors")
+    with safe_open(kohya, "pt") as file:
+        assert all(key.startswith("lora_unet_") for key in file.keys())  # noqa: SIM118
+        assert file.metadata()["ss_output_name"] == kohya.stem
+    assert (out / "diffusers" / "pytorch_lora_weights.safetensors").exists()
+
+    status = lorafarm("status")
+    assert "production" in status and "candidate" in status
 
 
 def test_ctrl_c_ends_the_sweep_with_130_and_leaves_no_process(
