@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -56,10 +57,10 @@ def fragile_tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(
     ray_local: None, fragile_tagger: Path, tiny_captioner: Path, tiny_clip: Path
 ) -> Iterator[ServedObservers]:
-    """Four observers, the tagger in two replicas."""
+    """Four observers, the tagger in four replicas."""
     observers: list[ObserverConfig] = [
         TaggerConfig(
-            source=str(fragile_tagger), batch_size=BATCH, min_replicas=2, max_replicas=2, cpus=0.1
+            source=str(fragile_tagger), batch_size=BATCH, min_replicas=4, max_replicas=4, cpus=0.1
         ),
         CaptionerConfig(source=str(tiny_captioner), batch_size=BATCH, cpus=0.1),
         EmbedderConfig(source=str(tiny_clip), batch_size=BATCH, cpus=0.1),
@@ -100,7 +101,7 @@ def test_every_picture_is_decoded_once_and_answered_as_without_serve(
     def said(kind: str) -> list[object]:
         return [getattr(answers[named(data), kind], kind) for data in contents]
 
-    # Two replicas that answer in any order say what one plain loop says.
+    # Four replicas that answer in any order say what one plain loop says.
     assert said("tags") == [seen.tags for seen in Tagger(fragile_tagger).observe(pictures)]
     assert said("prose") == Captioner(tiny_captioner).observe(pictures)
     assert said("quality") == [measure(picture) for picture in pictures]
@@ -124,16 +125,28 @@ def test_one_picture_that_fails_costs_no_other(client: ServedObservers):
     assert "Gather" in failed[named(white)]
 
 
-def test_from_pictures_to_captions(
-    client: ServedObservers, pictures: Path, store: Store, aya: Character
+def test_captions_have_the_same_bytes_with_four_replicas_and_with_one(
+    client: ServedObservers, fragile_tagger: Path, aya: Character, tmp_path: Path
 ):
-    images = list(take_in(pictures, store, aya).images)
-    observe(images, store, client)
-    seen = load_observations(store, images[0].sha256)
-    assert {one.model for one in seen} == {"fragile", "tiny-captioner", "tiny-clip", "quality"}
-    captions = caption_all(store, aya)
-    assert len(captions) == 6
-    assert all(text.startswith("ayatok, woman") for text in captions.values())
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, data in enumerate(pictures_of_noise(60)):
+        (folder / f"{number}.png").write_bytes(data)
+
+    def captions(served: ServedObservers, run: int) -> dict[str, bytes]:
+        store = Store(tmp_path / f"home{run}")
+        images = list(take_in(folder, store, aya).images)
+        random.Random(run).shuffle(images)
+        observe(images, store, served)
+        return {image: text.encode() for image, text in caption_all(store, aya).items()}
+
+    first = captions(client, 1)
+    assert len(first) == 60 and len(set(first.values())) > 1
+    assert all(text.startswith(b"ayatok, woman") for text in first.values())
+    assert captions(client, 2) == first
+    alone = TaggerConfig(source=str(fragile_tagger), batch_size=BATCH, cpus=0.1)
+    with serve_observers([alone]) as one:
+        assert captions(one, 3) == first
 
 
 def _processes(name: str) -> list[psutil.Process]:
