@@ -146,7 +146,7 @@ def review_queue(
     findings = lint(captions, character)
     images = {image.sha256: image for image in kept_images(store, character.name)}
     seen = load_observed(store, list(images.values()))
-    framings = {one.where: framing_of(one.tags or {}) for one in seen}
+    framings = {one.where: framing_of(one.accepted(), 0.0) for one in seen}
     said = load_reviews(store, character.name)
     risks = _risks(findings)
     texts = {one.image: one.caption.text for one in captions}

@@ -30,6 +30,7 @@ from captioning.framing import Framing, framing_of
 from captioning.holdout import MAX_HOLDOUT_SHARE, draw_holdout
 from captioning.intake import Image, load_skipped, read_image
 from captioning.kohya_toml import dataset_toml
+from captioning.lexicon import lexicon
 from captioning.lint import lint
 from captioning.manifest import MANIFEST, MANIFEST_FORMAT, identity, read_manifest, seal_of, spoiled
 from captioning.observations import Kind, Observation, load_observations
@@ -241,8 +242,10 @@ def _observed(
             if seen.tags is not None or seen.prose is not None:
                 newest[seen.kind] = seen
         models |= {(kind, seen.model, seen.revision) for kind, seen in newest.items()}
-        tags = newest["tags"].tags if "tags" in newest else None
-        framings[image.sha256] = framing_of(tags or {})
+        tagged = newest.get("tags")
+        framings[image.sha256] = (
+            framing_of(tagged.tags or {}, lexicon().threshold(tagged.model)) if tagged else None
+        )
     return [ModelUsed(*model) for model in sorted(models)], framings
 
 

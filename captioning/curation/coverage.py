@@ -77,10 +77,10 @@ def coverage(tags: Iterable[Mapping[str, float]], threshold: float = ACCEPTED) -
     return Coverage(counts, framing_only, unsigned, unknown, told, tuple(missing if known else ()))
 
 
-def coverage_of(pictures: list[Observed], threshold: float) -> Coverage:
-    """The coverage of the pictures that were tagged."""
-    tagged = (picture.tags for picture in pictures if picture.tags is not None)
-    return coverage(tagged, threshold)
+def coverage_of(pictures: list[Observed], threshold: float | None) -> Coverage:
+    """The coverage of the pictures that were tagged; `threshold` as in `Observed.accepted`."""
+    tagged = (picture.accepted(threshold) for picture in pictures if picture.tags is not None)
+    return coverage(tagged, 0.0)
 
 
 def coverage_findings(found: Coverage) -> list[Finding]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from captioning.framing import ACCEPTED
-
 # What Stable Diffusion 1.x was trained at; guides for bigger bases call less than this useless too.
 SMALLEST_GUIDED_PX = 512
 
@@ -24,8 +22,11 @@ class CurationLimits(BaseModel):
         description="Short side that the base model works at, px: 512 for SD 1.5, 1024 for SDXL "
         "and Flux. Below the smaller of it and 512 a picture blocks, below it, it warns.",
     )
-    tag_threshold: float = Field(
-        ACCEPTED, gt=0, le=1, description="Score from which a tag counts (kohya's tagger script)."
+    tag_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Score from which a tag counts. Default: each tagger's own, by its model card.",
     )
     blur_share: float = Field(
         0.25, gt=0, lt=1, description="Sharpness under this share of the set's median warns. Ours."

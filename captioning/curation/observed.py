@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from captioning.intake import Image
+from captioning.lexicon import lexicon
 from captioning.observations import Box, Observation, Quality, load_observations
 from captioning.store import Store
 
@@ -26,6 +27,7 @@ class Observed:
     embedding: tuple[float, ...] | None = None  # length 1
     embedder: str = ""  # model@revision: embeddings of different models are never compared
     boxes: tuple[Box, ...] | None = None
+    tagger: str = ""  # the model of the tags, for its own threshold
 
     @property
     def where(self) -> str:
@@ -37,9 +39,10 @@ class Observed:
         """In px, of the upright picture."""
         return min(self.image.width, self.image.height)
 
-    def accepted(self, threshold: float) -> dict[str, float]:
-        """The tags that count, with their scores."""
-        return {tag: score for tag, score in (self.tags or {}).items() if score >= threshold}
+    def accepted(self, threshold: float | None = None) -> dict[str, float]:
+        """The tags that count, with their scores; without `threshold` by the tagger's own."""
+        least = lexicon().threshold(self.tagger) if threshold is None else threshold
+        return {tag: score for tag, score in (self.tags or {}).items() if score >= least}
 
 
 def load_observed(store: Store, images: list[Image]) -> list[Observed]:
@@ -61,6 +64,7 @@ def _observed(image: Image, observations: list[Observation]) -> Observed:
         embedding.embedding if embedding else None,
         f"{embedding.model}@{embedding.revision}" if embedding else "",
         boxes.boxes if boxes else None,
+        tags.model if tags else "",
     )
 
 

@@ -51,7 +51,7 @@ def _count(count: int, redundant: int, limits: CurationLimits) -> list[Finding]:
 
 
 def _close_ups(pictures: list[Observed], limits: CurationLimits) -> list[Finding]:
-    framings = [framing_of(picture.tags or {}, limits.tag_threshold) for picture in pictures]
+    framings = [framing_of(picture.accepted(limits.tag_threshold), 0.0) for picture in pictures]
     known = [framing for framing in framings if framing is not None]
     if len(known) < MIN_PICTURES_SAYING:
         return []

@@ -15,9 +15,10 @@ from PIL import Image as Pillow
 from PIL import ImageFilter, ImageOps
 
 import services
-from captioning import Character, Observation, Store, load_images, take_in
+from captioning import Character, Image, Observation, Store, load_images, take_in
 from captioning.curation import CurationLimits, curate, curation_findings, propose_decisions
 from captioning.curation.exposure import exposure_findings
+from captioning.curation.observed import Observed
 from captioning.curation.sharpness import sharpness_findings
 from captioning.observations import _path as observation_path
 from captioning.observers.quality import measure
@@ -120,6 +121,19 @@ def test_a_sharp_flat_drawing_is_kept() -> None:
 def test_a_picture_tagged_2girls_is_flagged() -> None:
     found = curate([seen("two", tags={"2girls": 0.8}), seen("one", tags={"1girl": 0.9})])
     assert [one.where for one in found if one.code == "IMG210"] == [seen("two").where]
+
+
+def test_a_tag_counts_from_its_own_taggers_threshold() -> None:
+    image = Image("a" * 64, 64, 64, "PNG", "a.png")
+    codes = {
+        tagger: [found.code for found in curate([Observed(image, {"2girls": 0.3}, tagger=tagger)])]
+        for tagger in ("SmilingWolf--wd-vit-tagger-v3", "wd-eva02-large-tagger-v3", "unknown")
+    }
+    assert {tagger: "IMG210" in found for tagger, found in codes.items()} == {
+        "SmilingWolf--wd-vit-tagger-v3": True,
+        "wd-eva02-large-tagger-v3": False,
+        "unknown": False,
+    }
 
 
 @pytest.mark.parametrize("name", ["aya", "bruno"])
