@@ -32,7 +32,9 @@ class Quality(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sharpness: float = Field(description="Laplacian variance, grey 0-255, short side 512 px.")
+    sharpness: float = Field(
+        description="Laplacian variance in the subject's box, grey 0-255, short side 512 px."
+    )
     effective_px: int | None = Field(
         None,
         description="Short side from which the picture looks enlarged; None when it is native.",

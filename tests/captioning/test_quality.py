@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFilter, ImageOps
 
-from captioning import upright_rgb
+from captioning import Box, upright_rgb
 from captioning.observers.quality import QualityMeter, effective_px, measure, sharpness
 
 DEMO = sorted((Path(__file__).parents[2] / "services/demo/pictures").glob("*/*.png"))
+WHOLE = Box(label="all", score=1, left=0, top=0, width=1, height=1)
 FILTERS = [Pillow.Resampling.BILINEAR, Pillow.Resampling.BICUBIC, Pillow.Resampling.LANCZOS]
 
 
@@ -48,19 +49,32 @@ def sharp(request: pytest.FixtureRequest) -> Pillow.Image:
 
 
 def test_sharpness_hardly_depends_on_the_size_a_drawing_was_saved_at():
-    values = [sharpness(grey(drawing(side))) for side in (512, 1024, 2048)]
+    values = [sharpness(grey(drawing(side)), WHOLE) for side in (512, 1024, 2048)]
     assert max(values) < 1.5 * min(values)
 
 
 def test_blur_is_seen_at_every_size(sharp: Pillow.Image):
     at_1024 = sharp.width / 1024
     blurred = [
-        sharpness(grey(sharp.filter(ImageFilter.GaussianBlur(radius * at_1024))))
+        sharpness(grey(sharp.filter(ImageFilter.GaussianBlur(radius * at_1024))), WHOLE)
         for radius in (0, 2, 6, 25)
     ]
     assert blurred == sorted(blurred, reverse=True)
     assert blurred[1] < 0.25 * blurred[0]  # a 2 px blur is told from the sharp drawing
     assert blurred[2] < 20 and blurred[3] < 20
+
+
+def test_a_background_out_of_focus_is_no_blur():
+    # A subject on a third of the width, in front of soft clouds.
+    random = np.random.default_rng(2)
+    clouds = Pillow.fromarray(random.integers(150, 250, (6, 6, 3), np.uint8))
+    picture = clouds.resize((768, 768), Pillow.Resampling.BICUBIC)
+    subject = drawing(512).resize((256, 256), Pillow.Resampling.LANCZOS)
+    picture.paste(subject, (300, 200))
+    within = measure(picture).sharpness
+    assert within > 1.5 * sharpness(grey(picture), WHOLE)
+    soft = picture.filter(ImageFilter.GaussianBlur(3))
+    assert measure(soft).sharpness < 0.25 * within
 
 
 @pytest.mark.parametrize("side", [512, 1024, 2048])
@@ -72,10 +86,10 @@ def test_a_blank_canvas_has_no_sharpness_no_entropy_no_contrast(side: int, colou
 
 def test_blank_but_for_a_frame_is_still_blank():
     framed = ImageOps.expand(Pillow.new("RGB", (510, 510), "white"), border=1, fill="black")
-    assert sharpness(grey(framed)) > 0  # the frame is drawn, so its inner edge counts
+    assert sharpness(grey(framed), WHOLE) > 0  # the frame is drawn, so its inner edge counts
     noisy = Pillow.new("RGB", (512, 512), "white")
     noisy.putpixel((0, 0), (0, 0, 0))  # a corner has no four neighbours
-    assert sharpness(grey(noisy)) == 0
+    assert sharpness(grey(noisy), WHOLE) == 0
 
 
 @pytest.mark.parametrize("file", DEMO[::8], ids=lambda file: f"{file.parent.name}-{file.stem}")
