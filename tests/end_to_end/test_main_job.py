@@ -21,7 +21,7 @@ from services.registry import Registry
 pytestmark = pytest.mark.slow
 
 START_TIMEOUT_S = 300
-# Ray's own processes look for their parent now and then; its agents are the last to notice.
+# Ray's agents of a killed command try to reach it for a minute before they give up.
 END_TIMEOUT_S = 120
 
 
@@ -44,15 +44,18 @@ def training(
     return start
 
 
-def end(process: subprocess.Popen, with_signal: int) -> int:
-    """Send the signal; return the exit code once every process it had started is gone."""
+def end(process: subprocess.Popen, with_signal: int) -> list[psutil.Process]:
+    """Send the signal and wait for the process; return those that it had started."""
     descendants = psutil.Process(process.pid).children(recursive=True)
     assert descendants, "Ray runs in processes of its own"
     os.kill(process.pid, with_signal)
-    code = process.wait(END_TIMEOUT_S)
-    _, alive = psutil.wait_procs(descendants, END_TIMEOUT_S)
+    process.wait(END_TIMEOUT_S)
+    return descendants
+
+
+def require_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, END_TIMEOUT_S)
     assert not [left.cmdline() for left in alive]
-    return code
 
 
 def test_from_pictures_to_an_exported_adapter_with_a_kill_in_between(
@@ -68,13 +71,14 @@ def test_from_pictures_to_an_exported_adapter_with_a_kill_in_between(
     assert len(set(captions)) > 1
     assert len(dataset.holdout) >= 3
 
-    end(training(), signal.SIGKILL)
+    left_behind = end(training(), signal.SIGKILL)
     done = {
         file: file.stat().st_mtime_ns for file in home.glob("runs/*/step-*/adapter.safetensors")
     }
     said = lorafarm("sweep", "aya", "--config", sweep_file)
     assert "aya.sd15/1" in said
     assert {file: file.stat().st_mtime_ns for file in done} == done, "no step was trained twice"
+    require_gone(left_behind)
     runs = sorted((home / "runs").iterdir())
     assert len(runs) == 2
     for run in runs:
@@ -111,4 +115,7 @@ def test_from_pictures_to_an_exported_adapter_with_a_kill_in_between(
 def test_ctrl_c_ends_the_sweep_with_130_and_leaves_no_process(
     training: Callable[[], subprocess.Popen],
 ):
-    assert end(training(), signal.SIGINT) == 130
+    process = training()
+    left_behind = end(process, signal.SIGINT)
+    assert process.returncode == 130
+    require_gone(left_behind)
