@@ -85,6 +85,13 @@ class CurationLimits(BaseModel):
         description="Cosine distance up to which no picture is a style outlier, however alike the "
         "others are. Ours, on the starter CLIP.",
     )
+    style_bits: float = Field(
+        3.0,
+        gt=0,
+        le=8,
+        description="Least difference from the medoid, in bits of grey histogram entropy, of "
+        "another style: flat drawings have 1 to 4, photos and paintings 6 to 8. Ours.",
+    )
     identity_distance: float = Field(
         0.6,
         ge=0,

@@ -1,4 +1,4 @@
-"""Pictures unlike the rest: another style by the embedding, another identity by the traits.
+"""Pictures unlike the rest: another style by embedding and tones, another identity by the traits.
 
 Distances to the medoid (the picture nearest to all) against their own spread. Never a reason to
 drop by itself: users' guides disagree about one style, and an outlier may be the best picture.
@@ -20,15 +20,26 @@ SHARED_TRAIT = 0.5
 
 
 def outlier_findings(pictures: list[Observed], limits: CurationLimits) -> list[Finding]:
-    """IMG220 style outliers by embedding, IMG221 identity outliers by traits among the tags."""
+    """IMG220 style outliers by embedding or tones, IMG221 identity outliers by traits in tags."""
     chosen, vectors = embedded(pictures)
     tagged, traits = _traits(pictures, limits)
+    measured = [picture for picture in pictures if picture.quality is not None]
+    bits = np.array([picture.quality.entropy_bits for picture in measured if picture.quality])
+    unlike = _far(
+        chosen, 1 - vectors @ vectors.T, limits, limits.style_distance, "IMG220",
+        "looks unlike the other pictures: another style, or hardly the character",
+        "look at it; drop it unless the adapter shall know this style too",
+    )  # fmt: skip
+    toned = _far(
+        measured, np.abs(bits[:, None] - bits[None, :]), limits, limits.style_bits, "IMG220",
+        "other tones than the other pictures: painted or a photo among flat drawings, or flat "
+        "among those",
+        "look at it; drop it unless the adapter shall know this style too",
+    )  # fmt: skip
+    named = {found.where for found in unlike}
     return [
-        *_far(
-            chosen, 1 - vectors @ vectors.T, limits, limits.style_distance, "IMG220",
-            "looks unlike the other pictures: another style, or hardly the character",
-            "look at it; drop it unless the adapter shall know this style too",
-        ),
+        *unlike,
+        *(found for found in toned if found.where not in named),
         *_far(
             tagged, _pairwise(traits), limits, limits.identity_distance, "IMG221",
             "its tags describe somebody else",

@@ -203,7 +203,8 @@ def _nothing_to_see(sheet: Sheet) -> None:
         sheet.add(name, Pillow.fromarray(flat.astype(np.uint8)), tags, code)
     picture, tags = character(113)
     grey = ImageOps.grayscale(picture).convert("RGB")
-    sheet.add("greyscale", grey, tags, "IMG208")
+    # Another style among colour pictures as well, by its embedding.
+    sheet.add("greyscale", grey, tags, "IMG208", "IMG220")
 
 
 def _subjects(sheet: Sheet) -> None:
@@ -226,9 +227,26 @@ def _subjects(sheet: Sheet) -> None:
 
 
 def _outliers(sheet: Sheet) -> None:
+    picture, tags = character(130)
+    sheet.add("painted", _painted(picture), tags, "IMG220")
     picture, tags = character(131)
     tags = {k: v for k, v in tags.items() if k not in ("pink hair", "long hair")}
     sheet.add("somebody-else", picture, tags | {"green hair": 0.9, "short hair": 0.9}, "IMG221")
+
+
+def _painted(picture: Pillow.Image) -> Pillow.Image:
+    """With brush strokes and soft light over everything, as no flat drawing has."""
+    rng = np.random.default_rng(130)
+    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), np.float32)
+    light = Pillow.fromarray(rng.integers(70, 255, (5, 5), np.uint8))
+    light = np.asarray(light.resize(picture.size, Pillow.Resampling.BICUBIC), np.float32) / 255
+    strokes = Pillow.fromarray(
+        rng.integers(0, 255, (picture.height, picture.width // 12), np.uint8)
+    )
+    strokes = strokes.resize(picture.size, Pillow.Resampling.BICUBIC)
+    grain = (np.asarray(strokes, np.float32) - 128) / 6
+    painted = pixels * light[..., None] + grain[..., None]
+    return Pillow.fromarray(painted.clip(0, 255).astype(np.uint8))
 
 
 def _copies(sheet: Sheet, clean: dict[int, tuple[Pillow.Image, dict[str, float]]]) -> None:
