@@ -234,7 +234,10 @@ def dataset_show(character: CharacterArgument, home: HomeOption = None) -> None:
 VersionArgument = Annotated[
     str, typer.Argument(help="A version as `aya@v2`; only `aya` means the newest.")
 ]
-UrlHelp = "s3://bucket/prefix, or a folder. S3's endpoint and credentials: docs/datasets.md."
+UrlHelp = (
+    "s3://bucket/prefix, or a folder; `dataset_store` of the settings when left out. S3's endpoint "
+    "and credentials: docs/datasets.md."
+)
 
 
 @dataset_app.command("use-captions")
@@ -290,7 +293,7 @@ def dataset_export(
 @dataset_app.command("push")
 def dataset_push(
     version: VersionArgument,
-    to: Annotated[str, typer.Option("--to", help=UrlHelp)],
+    to: Annotated[str | None, typer.Option("--to", help=UrlHelp)] = None,
     home: HomeOption = None,
 ) -> None:
     """Put a dataset version into a bucket or a shared folder; what is there already is skipped.
@@ -305,7 +308,7 @@ def dataset_push(
 @dataset_app.command("pull")
 def dataset_pull(
     version: VersionArgument,
-    source: Annotated[str, typer.Option("--from", help=UrlHelp)],
+    source: Annotated[str | None, typer.Option("--from", help=UrlHelp)] = None,
     home: HomeOption = None,
 ) -> None:
     """Fetch a dataset version from a bucket or a shared folder; every file is verified.

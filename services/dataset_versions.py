@@ -17,13 +17,16 @@ from captioning import (
     ExportFormat,
     Rules,
     Sample,
+    UserError,
     VersionDiff,
     add_character,
     caption_all,
     diff_versions,
     export_version,
     find_dataset,
+    latest_dataset,
     list_characters,
+    list_dataset_versions,
     load_captions,
     load_character,
     load_images,
@@ -35,7 +38,7 @@ from captioning import (
     use_imported,
 )
 from services.progress import Display
-from services.settings import Home
+from services.settings import SETTINGS_FILE, Home
 
 SHOWN_CAPTIONS = 50  # changed ones; a rule that changes all of 5,000 is seen in the first
 _MARKS = {"same": "{}", "out": "[red]\\[-{}-][/]", "in": "[green]{{+{}+}}[/]"}
@@ -95,19 +98,28 @@ def export_dataset(
     return folder
 
 
-def push_dataset(home: Home, reference: str, to: str, console: Console) -> None:
-    """Put a version into a bucket or folder."""
+def newest_dataset(home: Home, character: str, console: Console) -> DatasetVersion:
+    """The newest version here; when there is none, the newest in the settings' store, fetched."""
+    if home.settings.dataset_store and not list_dataset_versions(home.store, character):
+        return pull_dataset(home, character, home.settings.dataset_store, console)
+    return latest_dataset(home.store, character)
+
+
+def push_dataset(home: Home, reference: str, to: str | None, console: Console) -> None:
+    """Put a version into a bucket or folder, that of the settings when none is named."""
     version = find_dataset(home.store, reference)
-    objects = open_objects(to)
+    objects = open_objects(to or _usual_store(home, "--to"))
     title = f"{version.character}/{version.name} pushed to {escape(objects.url)}"
     with Display(console) as display, display.step(title) as step:
         moved = push_version(version, objects, step.advance_to)
     console.print(f"  {moved.sent} files sent and read back, {moved.present} were there")
 
 
-def pull_dataset(home: Home, reference: str, source: str, console: Console) -> DatasetVersion:
+def pull_dataset(
+    home: Home, reference: str, source: str | None, console: Console
+) -> DatasetVersion:
     """Fetch a version from a bucket or folder; a character that is not known yet becomes known."""
-    objects = open_objects(source)
+    objects = open_objects(source or _usual_store(home, "--from"))
     title = f"{reference} pulled from {escape(objects.url)}"
     with Display(console) as display, display.step(title) as step:
         version, moved = pull_version(reference, objects, home.store, step.advance_to)
@@ -126,6 +138,16 @@ def pull_dataset(home: Home, reference: str, source: str, console: Console) -> D
         f"{len(version.holdout)} held out"
     )
     return version
+
+
+def _usual_store(home: Home, option: str) -> str:
+    if home.settings.dataset_store is None:
+        raise UserError(
+            "dataset store",
+            "none is named",
+            f"give {option}, or set `dataset_store` in {home.path / SETTINGS_FILE}",
+        )
+    return home.settings.dataset_store
 
 
 def use_captions(home: Home, name: str, console: Console) -> int:

@@ -49,6 +49,7 @@ from captioning import (
     take_in,
 )
 from services.dataset_check import curation_limits
+from services.dataset_versions import push_dataset
 from services.progress import Display
 from services.settings import Home, Settings
 
@@ -144,6 +145,8 @@ def freeze_dataset(home: Home, name: str, holdout: float, console: Console) -> D
         f"at batch {recipe.batch_size}; guides disagree which is best: train to the most, score "
         "each on the way[/]"
     )
+    if home.settings.dataset_store:
+        push_dataset(home, f"{name}@{dataset.name}", home.settings.dataset_store, console)
     return dataset
 
 

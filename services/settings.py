@@ -53,6 +53,11 @@ class Settings(BaseModel):
         description="The models that look at the pictures and how each is served, see "
         "docs/observing.md; none means the tagger, captioner and embedder above, and quality.",
     )
+    dataset_store: str | None = Field(
+        None,
+        description="Where frozen versions are put at once and fetched from when there are none "
+        "here: s3://bucket/prefix or a shared folder; none means the home alone.",
+    )
     workers: int = Field(1, ge=1, le=1024, description="Ray Train workers in a worker group.")
     cpus_per_worker: int = Field(
         default_factory=lambda: max(1, os.cpu_count() or 1),

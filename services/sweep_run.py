@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from captioning import DatasetVersion, UserError, latest_dataset, load_config
+from captioning import DatasetVersion, UserError, load_config
 from services.adapters import Registered, register_winner
+from services.dataset_versions import newest_dataset
 from services.engine import ray_when_needed
 from services.leaderboard import print_leaderboard
 from services.progress import Display, Step
@@ -63,7 +64,7 @@ class Finished:
 def sweep_command(home: Home, character: str, config: Path | None, console: Console) -> None:
     """`lorafarm sweep`: the newest dataset version of `character`, then the leaderboard."""
     parsed = load_config(SweepConfig, config) if config else SweepConfig()
-    dataset = latest_dataset(home.store, character)
+    dataset = newest_dataset(home, character, console)
     source = str(config) if config else "the default sweep"
     prepared = prepare_sweep(home, dataset, parsed, source, console)
     with ray_when_needed(home) as start_ray:

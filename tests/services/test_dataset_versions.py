@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from captioning import (
     DatasetVersion,
@@ -17,6 +18,8 @@ from captioning import (
     load_images,
     record_edits,
 )
+from services.dataset_versions import newest_dataset
+from services.settings import open_home
 
 
 @pytest.fixture
@@ -119,6 +122,27 @@ def test_a_version_travels_to_another_farm(
     assert code == 0 and second.name in out
     code, _, err = lorafarm("dataset", "pull", "aya@v7", "--from", share, "--home", other)
     assert code == 2 and dataset.name in err
+
+
+def test_the_settings_name_a_store_that_every_farm_shares(
+    lorafarm, dataset: DatasetVersion, home_path: Path, tmp_path: Path
+):
+    code, _, err = lorafarm("dataset", "push", "aya")
+    assert code == 2 and "dataset_store" in err and str(home_path / "settings.yaml") in err
+    store, other = tmp_path / "store", tmp_path / "other"
+    other.mkdir()
+    for home in (home_path, other):
+        (home / "settings.yaml").write_text(f"dataset_store: {store}\n")
+    assert lorafarm("dataset", "push", "aya")[0] == 0
+    quiet = Console(quiet=True)
+    fetched = newest_dataset(open_home(other), "aya", quiet)
+    assert fetched.manifest_sha256 == dataset.manifest_sha256
+    # A new version is there as soon as it is frozen; what a farm has already is not fetched again.
+    assert lorafarm("dataset", "edit", "aya", "03.png", "--add", "red coat")[0] == 0
+    code, out, err = lorafarm("dataset", "freeze", "aya")
+    assert code == 0 and "pushed to" in out, err
+    assert len(list((store / "datasets" / "aya").iterdir())) == 2
+    assert newest_dataset(open_home(other), "aya", quiet).name == dataset.name
 
 
 def test_a_bucket_without_credentials_names_the_variables(
