@@ -24,7 +24,7 @@ class Batch:
 
     images: tuple[int, ...]  # index into the cache
     posterior_samples: Tensor  # (B, C, h, w), raw VAE latents
-    noise: Tensor  # (B, C, h, w), standard normal
+    noise: Tensor  # (B, C, h, w), standard normal, plus the recipe's offset
     timesteps: Tensor  # (B,), int64 in 0..T-1
     text: Tensor  # (B, T, D)
 
@@ -65,7 +65,11 @@ def draw_batch(
         spread = torch.randn(mean.shape, generator=generator)
         images.append(image)
         latents.append(mean + torch.exp(0.5 * logvar) * spread)
-        noises.append(torch.randn(mean.shape, generator=generator))
+        noise = torch.randn(mean.shape, generator=generator)
+        if recipe.noise_offset:
+            channels = torch.randn(len(mean), 1, 1, generator=generator)
+            noise = noise + recipe.noise_offset * channels
+        noises.append(noise)
         timesteps.append(timestep)
         dropped = bool(choices[0] < recipe.caption_dropout)
         texts.append(cache.empty_text if dropped else cache.text[image])

@@ -28,7 +28,13 @@ from training.latents import LatentCache
 from training.pack.pack import Pack, last_contents, seat
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
-from training.schedule import add_noise, learning_rate, min_snr_weights, training_target
+from training.schedule import (
+    add_noise,
+    learning_rate,
+    min_snr_weights,
+    sample_losses,
+    training_target,
+)
 
 METRICS_FILE = "metrics.jsonl"
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -162,8 +168,7 @@ def train_pack(
                     del done[slot.trial.id]
                     on_failure(slot.trial, error)
                     continue
-                slot.scaler.step(slot.optimizer)
-                slot.scaler.update()
+                slot.take_step()
                 done[slot.trial.id] = slot.step
                 row = {
                     "step": slot.step,
@@ -219,7 +224,7 @@ def _draw(base: Base, slot: Slot, micro_step: int, rank: int, world_size: int) -
 
 
 def _sample_losses(base: Base, slots: Sequence[Slot], batches: Sequence[Batch]) -> Tensor:
-    """The weighted squared error of every slot's B samples, fp32.  # (K, B)"""
+    """The weighted loss of every slot's B samples, fp32.  # (K, B)"""
     alphas, kind = base.scheduler.alphas_cumprod, base.prediction_type
     weights = torch.cat(
         [
@@ -236,7 +241,8 @@ def _sample_losses(base: Base, slots: Sequence[Slot], batches: Sequence[Batch]) 
     noisy = add_noise(latents, noise, alphas, timesteps)
     target = training_target(latents, noise, alphas, timesteps, kind)
     prediction = base.predict(noisy, timesteps, text)
-    errors = (prediction - target).square().mean(dim=(1, 2, 3))  # (K*B,)
+    huber_c = [s.recipe.huber_c for s, b in zip(slots, batches, strict=True) for _ in b.images]
+    errors = sample_losses(prediction, target, huber_c)  # (K*B,)
     return (errors * weights.to(device)).view(len(slots), -1)
 
 

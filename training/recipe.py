@@ -17,6 +17,15 @@ from captioning import DatasetVersion
 TRIAL_ID_HEX_DIGITS = 12
 
 
+# Settings that the first trials did not have, with the value that leaves all as it was.
+_ADDED_LATER = (
+    ("network", "rank_stabilised", False),
+    ("optimizer", "lora_plus_ratio", 1.0),
+    ("", "huber_c", None),
+    ("", "noise_offset", 0.0),
+)
+
+
 class _Strict(BaseModel):
     """Unknown keys and non-finite numbers are errors; a value never changes once it is parsed."""
 
@@ -35,6 +44,11 @@ class Network(_Strict):
     alpha: float | None = Field(
         None, gt=0, description="The update is scaled by alpha/rank. None: alpha = rank."
     )
+    rank_stabilised: bool = Field(
+        False,
+        description="Scale by alpha/√rank instead, so that a larger rank learns no slower "
+        "(Kalajdzievski 2023, rsLoRA).",
+    )
     dora_axis: Literal["input", "output"] = Field(
         "input",
         description="dora: what has a magnitude. input: every input column of a weight, as "
@@ -51,6 +65,11 @@ class Network(_Strict):
     def effective_alpha(self) -> float:
         return float(self.rank) if self.alpha is None else self.alpha
 
+    @property
+    def scale(self) -> float:
+        """What B·A is multiplied by."""
+        return self.effective_alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
 
 class Optimizer(_Strict):
     """AdamW (Loshchilov & Hutter 2019); the defaults are those of diffusers' LoRA scripts."""
@@ -62,6 +81,13 @@ class Optimizer(_Strict):
     )
     eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    lora_plus_ratio: float = Field(
+        1.0,
+        gt=0,
+        le=1024,
+        description="The learning rate of B is this times that of A and of the magnitudes. Above "
+        "1 is LoRA+ (Hayou et al. 2024, who use 16).",
+    )
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> Optimizer:
@@ -121,6 +147,19 @@ class Recipe(_Strict):
         description="Min-SNR loss weighting (Hang et al. 2023, whose best gamma is 5). "
         "None: every timestep weighs the same.",
     )
+    huber_c: float | None = Field(
+        None,
+        gt=0,
+        description="Pseudo-Huber loss 2c(√(e² + c²) - c) of every error e: errors over c weigh "
+        "less, so that odd pictures spoil less (kohya and diffusers start from 0.1). None: e².",
+    )
+    noise_offset: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Size of a noise that is the same all over a channel, added to the noise, for "
+        "darker and brighter pictures (Guttenberg 2023, who uses 0.1).",
+    )
     caption_dropout: float = Field(
         0.1,
         ge=0,
@@ -152,6 +191,11 @@ class Recipe(_Strict):
         if self.network.method == "lora" or self.network.dora_axis == "output":
             # A LoRA has no axis; and output was the only one when the first trials were named.
             del data["network"]["dora_axis"]
+        # Left as they are these change nothing, and older trials keep their names.
+        for part, key, usual in _ADDED_LATER:
+            place = data[part] if part else data
+            if place[key] == usual:
+                del place[key]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
     def checkpoint_steps(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Numbers and tensors in, numbers and tensors out; no state.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +54,25 @@ def min_snr_weights(
         return snr.clamp(max=gamma) / (snr + 1)
     # min(SNR, γ)/SNR as min(1, γ/SNR): γ/0 is infinite and its minimum with 1 is the limit.
     return (gamma / snr).clamp(max=1.0)
+
+
+def sample_losses(prediction: Tensor, target: Tensor, huber_c: Sequence[float | None]) -> Tensor:
+    """Mean over a sample of e², or of `2c(√(e² + c²) - c)` where it has a c; e is the error.
+
+    The latter is diffusers' and sd-scripts' pseudo-Huber loss (Charbonnier et al. 1997).
+    # 2 x (N, C, h, w), N -> (N,)
+    """
+    squares = (prediction - target).square()
+    huber = [number for number, c in enumerate(huber_c) if c is not None]
+    if huber:
+        c = torch.tensor([huber_c[number] for number in huber], device=squares.device)
+        c = c.view(-1, 1, 1, 1)
+        squares = squares.index_copy(
+            0,
+            torch.tensor(huber, device=squares.device),
+            2 * c * ((squares[huber] + c**2).sqrt() - c),
+        )
+    return squares.mean(dim=(1, 2, 3))
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

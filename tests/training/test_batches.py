@@ -80,6 +80,20 @@ def test_the_draws_have_the_right_distribution(
     assert not torch.equal(batch.noise[one], batch.noise[other])
 
 
+def test_an_offset_moves_whole_channels_and_no_other_draw(
+    tiny_base: Base, make_cache: Callable[..., LatentCache]
+) -> None:
+    cache = make_cache(tiny_base)
+    plain = draw_batch(Recipe(), cache, 0, range(2000), 2000, 1000)
+    offset = draw_batch(Recipe(noise_offset=0.5), cache, 0, range(2000), 2000, 1000)
+    moved = offset.noise - plain.noise  # (B, C, h, w)
+    assert float(moved.flatten(2).std(2).max()) < 1e-6
+    sizes = moved[:, :, 0, 0]
+    assert abs(float(sizes.mean())) < 0.02 and abs(float(sizes.std()) - 0.5) < 0.02
+    for name in ("posterior_samples", "timesteps", "text"):
+        assert torch.equal(getattr(plain, name), getattr(offset, name))
+
+
 def _small_cache() -> LatentCache:
     shape = (5, 1, 1, 1, 1)
     return LatentCache(

@@ -159,11 +159,19 @@ def test_diffusers_pipeline_gets_the_trained_adapter(
     assert report.modules == LAYERS[targets]
 
 
+@pytest.mark.parametrize("rank_stabilised", [False, True])
 @pytest.mark.parametrize(("targets", "alpha"), [("attention", 1.0), ("attention+ff", None)])
 def test_kohya_lora_loads_in_diffusers(
-    alpha: float | None, targets: str, trained: Trained, tiny_v_base: Base, tmp_path: Path
+    alpha: float | None,
+    targets: str,
+    rank_stabilised: bool,
+    trained: Trained,
+    tiny_v_base: Base,
+    tmp_path: Path,
 ) -> None:
-    checkpoint = trained(recipe_of("lora", targets, alpha))
+    plain_recipe = recipe_of("lora", targets, alpha)
+    network = plain_recipe.network.model_copy(update={"rank_stabilised": rank_stabilised})
+    checkpoint = trained(plain_recipe.model_copy(update={"network": network}))
     report = export_adapter(checkpoint, tiny_v_base, tmp_path / "zara.safetensors", "kohya")
     plain = outputs(tiny_v_base)
     contents = load_checkpoint(checkpoint)

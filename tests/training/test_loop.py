@@ -67,10 +67,15 @@ def peft_by_hand(
         lora_alpha=recipe.network.rank if recipe.network.alpha is None else recipe.network.alpha,
         target_modules=["to_q", "to_k", "to_v", "to_out.0"],
         use_dora=recipe.network.method == "dora",
+        use_rslora=recipe.network.rank_stabilised,
     )
     unet.add_adapter(config)
     parameters = [p for p in unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.optimizer.lr, weight_decay=0.01)
+    ups = [p for name, p in unet.named_parameters() if "lora_B" in name]
+    others = [p for p in parameters if not any(p is up for up in ups)]
+    lr, eps = recipe.optimizer.lr, recipe.optimizer.eps
+    faster = {"params": ups, "lr": lr * recipe.optimizer.lora_plus_ratio}
+    optimizer = torch.optim.AdamW([{"params": others}, faster], lr=lr, eps=eps, weight_decay=0.01)
     history = []
     for step in range(recipe.steps):
         draws = draw_batch(recipe, cache, step, range(4), 4, 1000)
@@ -86,6 +91,8 @@ def peft_by_hand(
             weights = clipped / snr
         output = unet(noisy, draws.timesteps, draws.text, return_dict=False)[0]
         errors = torch.nn.functional.mse_loss(output, target, reduction="none")
+        if (c := recipe.huber_c) is not None:  # as in sd-scripts' conditional_loss
+            errors = 2 * c * (torch.sqrt((output - target) ** 2 + c**2) - c)
         loss = (errors.mean(dim=[1, 2, 3]) * weights).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -120,6 +127,41 @@ def test_equal_to_a_plain_peft_loop(
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
     moved = max(float(t.abs().max()) for name, t in found.items() if "lora_B" in name)
     assert moved > 1e-3  # it did train
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"network": {"rank_stabilised": True}},
+        {"optimizer": {"lora_plus_ratio": 8.0}},
+        {"huber_c": 0.1},
+        {"noise_offset": 0.3},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_every_extra_equals_a_plain_peft_loop(
+    tiny_base: Base,
+    tiny_base_path: Path,
+    tiny_cache: LatentCache,
+    tmp_path: Path,
+    method: str,
+    extra: dict[str, Any],
+) -> None:
+    plain = {
+        "network": {"rank": 4, "alpha": 2.0, "method": method, "dora_axis": "output"},
+        # With the usual 1e-8 a gradient of pure rounding noise would move a weight by a whole lr.
+        "optimizer": {"lr": 1e-3, "eps": 1e-5},
+    }
+    parts = {part: plain[part] | extra.get(part, {}) for part in plain}
+    recipe = small(steps=5, **(extra | parts))
+    train(tiny_base, tiny_cache, recipe, tmp_path / "with")
+    expected_losses, expected = peft_by_hand(tiny_base_path, tiny_cache, recipe)
+    assert losses(tmp_path / "with") == pytest.approx(expected_losses, rel=1e-5)
+    for name, tensor in last_adapter(tmp_path / "with").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=2e-6)
+    train(tiny_base, tiny_cache, small(steps=5, **plain), tmp_path / "without")
+    assert losses(tmp_path / "with")[-1] != losses(tmp_path / "without")[-1]
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(2, 2), (1, 4)])

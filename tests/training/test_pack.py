@@ -49,7 +49,12 @@ def small(**changes: Any) -> Recipe:
 def mixed() -> list[Recipe]:
     """Four ranks, both methods and axes, and everything else that may differ, differing."""
     return [
-        small(seed=1, network={"rank": 2, "alpha": 4.0}, clip_norm=None),
+        small(
+            seed=1,
+            network={"rank": 2, "alpha": 4.0, "rank_stabilised": True},
+            clip_norm=None,
+            noise_offset=0.1,
+        ),
         small(
             seed=2,
             network={"rank": 4, "method": "dora", "dora_axis": "output"},
@@ -65,12 +70,18 @@ def mixed() -> list[Recipe]:
             steps=5,
             checkpoint_every=3,
         ),
-        small(seed=4, network={"rank": 3}, clip_norm=0.01, optimizer={"lr": 5e-4, "eps": EPS}),
+        small(
+            seed=4,
+            network={"rank": 3},
+            clip_norm=0.01,
+            optimizer={"lr": 5e-4, "eps": EPS, "lora_plus_ratio": 4.0},
+        ),
         small(
             seed=5,
             network={"rank": 2, "method": "dora", "dora_axis": "input"},
             optimizer={"lr": 1e-3, "eps": EPS, "betas": (0.8, 0.95)},
             min_snr_gamma=1.0,
+            huber_c=0.2,
         ),
     ]
 

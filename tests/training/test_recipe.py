@@ -82,6 +82,21 @@ def test_alpha_written_out_or_left_out_is_the_same_trial(tiny_dataset: DatasetVe
     assert trial_id(tiny_dataset, "b", left_out) == trial_id(tiny_dataset, "b", written)
 
 
+def test_settings_that_came_later_name_other_trials_only_when_they_are_used(
+    tiny_dataset: DatasetVersion,
+) -> None:
+    used = [
+        {"network": {"rank_stabilised": True}},
+        {"optimizer": {"lora_plus_ratio": 16}},
+        {"huber_c": 0.1},
+        {"noise_offset": 0.1},
+    ]
+    recipes = [Recipe(), *map(Recipe.model_validate, used)]
+    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 5
+    for name in ("rank_stabilised", "lora_plus_ratio", "huber_c", "noise_offset"):
+        assert name not in Recipe().canonical()
+
+
 def test_the_axis_of_a_dora_names_another_trial_and_that_of_a_lora_does_not(
     tiny_dataset: DatasetVersion,
 ) -> None:

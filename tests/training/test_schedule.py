@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.recipe import Recipe
-from training.schedule import add_noise, learning_rate, min_snr_weights, training_target
+from training.schedule import (
+    add_noise,
+    learning_rate,
+    min_snr_weights,
+    sample_losses,
+    training_target,
+)
 
 
 @st.composite
@@ -91,6 +97,21 @@ def test_no_gamma_means_equal_weights() -> None:
     assert torch.equal(
         min_snr_weights(alphas, torch.tensor([0, 999]), "epsilon", None), torch.ones(2)
     )
+
+
+def test_every_sample_has_the_loss_of_its_own_recipe() -> None:
+    generator = torch.Generator().manual_seed(2)
+    prediction, target = torch.randn(2, 3, 4, 8, 8, generator=generator)
+    errors = (prediction - target).double().numpy()
+    wanted = [
+        (errors[0] ** 2).mean(),
+        (2 * 0.1 * (np.hypot(errors[1], 0.1) - 0.1)).mean(),
+        (2 * 100 * (np.hypot(errors[2], 100) - 100)).mean(),
+    ]
+    found = sample_losses(prediction, target, [None, 0.1, 100.0])
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-3)
+    # A c far over all errors is the square again.
+    np.testing.assert_allclose(wanted[2], (errors[2] ** 2).mean(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])

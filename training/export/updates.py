@@ -61,7 +61,7 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
             )
         parts.setdefault((component, module), {})[part] = tensor.detach().cpu().float()
     expected = set(parts_of(network))
-    scale = network.effective_alpha / network.rank
+    scale = network.scale
     updates = []
     for (component, module), tensors in sorted(parts.items()):
         down, up = tensors.get(DOWN), tensors.get(UP)

@@ -80,7 +80,7 @@ class AdapterBank:
         self.rank = max(network.rank for network in networks)
         # Makes the layers' outputs part of the graph, although nothing of the base is trained.
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
-        scales = [network.effective_alpha / network.rank for network in networks]
+        scales = [network.scale for network in networks]
         self._scales = torch.tensor(scales, device=self.device).view(-1, 1, 1)  # (K, 1, 1)
         self._dora_slots = {
             magnitude: torch.tensor(

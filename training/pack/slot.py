@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.adapters import adapter_state
 from training.checkpoints import Contents
 from training.latents import LatentCache
-from training.pack.bank import AdapterBank
+from training.pack.bank import UP, AdapterBank
 from training.recipe import Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -57,11 +57,24 @@ class Slot:
             weight_decay=options.weight_decay,
             fused=True,
         )
+        ones = bank.split(index, torch.ones_like(bank.weights[index]))
+        ups = {key: part if key[1] == UP else torch.zeros_like(part) for key, part in ones.items()}
+        self._faster = bank.join(index, ups).bool()  # (P,): B, whose learning rate is its own
         self.scaler = torch.amp.GradScaler(bank.device.type, enabled=scaled)
         self._restore(saved.state)
 
     def set_learning_rate(self, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
+
+    def take_step(self) -> None:
+        """Change the weights by their gradients; an fp16 step that overflowed changes nothing."""
+        row, ratio = self._bank.weights[self.index], self.recipe.optimizer.lora_plus_ratio
+        before = row.clone() if ratio != 1 else row
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if ratio != 1:
+            # AdamW's step, its decay included, is proportional to the learning rate.
+            row[self._faster] = torch.lerp(before[self._faster], row[self._faster], ratio)
 
     def contents(self) -> Contents:
         """All that is needed to go on from here, in this pack or in another."""
