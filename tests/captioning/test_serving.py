@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from captioning_examples import saved
+from captioning_examples import png, saved
 from PIL import Image as Pillow
 from tiny_onnx import write_tagger
 
@@ -130,8 +130,8 @@ def test_captions_have_the_same_bytes_with_four_replicas_and_with_one(
 ):
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for number, data in enumerate(pictures_of_noise(60)):
-        (folder / f"{number}.png").write_bytes(data)
+    for number, colour in enumerate(np.random.default_rng(5).integers(80, 180, (60, 3))):
+        (folder / f"{number}.png").write_bytes(png(tuple(colour.tolist())))
 
     def captions(served: ServedObservers, run: int) -> dict[str, bytes]:
         store = Store(tmp_path / f"home{run}")
@@ -141,7 +141,7 @@ def test_captions_have_the_same_bytes_with_four_replicas_and_with_one(
         return {image: text.encode() for image, text in caption_all(store, aya).items()}
 
     first = captions(client, 1)
-    assert len(first) == 60 and len(set(first.values())) > 1
+    assert len(first) == 60 and len(set(first.values())) > 3
     assert all(text.startswith(b"ayatok, woman") for text in first.values())
     assert captions(client, 2) == first
     alone = TaggerConfig(source=str(fragile_tagger), batch_size=BATCH, cpus=0.1)
