@@ -71,6 +71,11 @@ class Settings(BaseModel):
         description="Trials that are trained together on one base in memory, at most; a pack that "
         "does not fit is trained in halves.",
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute activations again in the backward pass instead of keeping them: up to a "
+        "half slower, and room for larger batches and packs. The results are the same.",
+    )
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."
     )

@@ -135,6 +135,7 @@ def run_sweep(
         scoring=record.config.scoring,
         score_dir=str(scores_dir(home.store, record)),
         max_slots=home.settings.trials_per_pack,
+        gradient_checkpointing=home.settings.gradient_checkpointing,
     )
     settings = home.settings
     with Display(console) as display:

@@ -53,6 +53,7 @@ class SweepJob:
     scoring: ScoringConfig | None  # None: train only
     score_dir: str  # the bare base's images and scores, shared by the trials
     max_slots: int = MAX_SLOTS  # trials that are trained together at most
+    gradient_checkpointing: bool = False  # activations are computed again, not kept
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,8 @@ class Worker:
         if self._base is None or self._base.dtype != dtype:
             self._base = None
             self._base = load_base(self.job.base, self.device, dtype)
+            if self.job.gradient_checkpointing:
+                self._base.unet.enable_gradient_checkpointing()
         return self._base
 
     def _cache_for(self, recipe: Recipe) -> LatentCache:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from captioning import DatasetVersion
-from training.checkpoints import list_checkpoints
+from training.checkpoints import list_checkpoints, load_checkpoint
 from training.families import Base
 from training.group import Group, Ledger
 from training.loop import Event
+from training.pack.layer import BankLinear
 from training.prompts import ScoringConfig
 from training.recipe import Recipe
 from training.scores import Score
@@ -87,6 +88,31 @@ def run(
 
 def kinds(events: list[Event]) -> list[str]:
     return [event["kind"] for event in events if event["kind"] not in ("step", "encode")]
+
+
+def test_activations_computed_again_give_the_same_adapters(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = make_job(recipe(), recipe(seed=1, network={"rank": 4, "method": "dora"}))
+    moved = tuple(replace(spec, trial_dir=tmp_path / "again" / spec.trial) for spec in kept.trials)
+    calls: list[int] = []
+    forward = BankLinear.forward
+
+    def counted(layer: BankLinear, x: torch.Tensor) -> torch.Tensor:
+        calls[-1] += 1
+        return forward(layer, x)
+
+    monkeypatch.setattr(BankLinear, "forward", counted)
+    for job in (kept, replace(kept, trials=moved, gradient_checkpointing=True)):
+        calls.append(0)
+        assert run(job)[0] is None
+    assert calls[1] == 2 * calls[0]
+    for one, other in zip(kept.trials, moved, strict=True):
+        first, again = (
+            load_checkpoint(list_checkpoints(spec.trial_dir)[-1].path).adapter
+            for spec in (one, other)
+        )
+        assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> None:
