@@ -55,7 +55,7 @@ class TrialResult:
     trial: str
     method: str  # "lora" | "dora"
     rank: int
-    seconds: float
+    seconds: float  # of training; in a pack its share
     checkpoints: tuple[CheckpointResult, ...]
     losses: tuple[tuple[int, float], ...] = ()  # (step, loss)
     label: str = ""  # names the trial in plots; empty: made of method and rank
@@ -206,8 +206,9 @@ def read_trial(
 ) -> TrialResult:
     """The result that lies in a trial's folder; `failed_guards` are given by step.
 
-    The pictures are those of the first seed. `seconds` is summed from the steps' times when not
-    given. Raises ValueError for a malformed `metrics.jsonl` or `scores.json`.
+    The pictures are those of the first seed. `seconds` is summed from the trial's shares of
+    the steps' times when not given. Raises ValueError for a malformed `metrics.jsonl` or
+    `scores.json`.
     """
     rows = read_metrics(trial_dir)
     checkpoints = tuple(
@@ -219,7 +220,9 @@ def read_trial(
         )
         for step, folder in step_folders(trial_dir).items()
     )
-    spent = sum(row.values.get("step_ms", 0.0) for row in rows) / 1000
+    # A step's time is that of all trials in the pack; shares add up to what was spent.
+    shares = (row.values.get("step_ms", 0.0) / row.values.get("pack", 1) for row in rows)
+    spent = sum(shares) / 1000
     return TrialResult(
         trial=trial,
         method=method,
