@@ -73,8 +73,8 @@ class Settings(BaseModel):
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Compute activations again in the backward pass instead of keeping them: up to a "
-        "half slower, and room for larger batches and packs. The results are the same.",
+        description="Compute activations again in the backward pass instead of keeping them: up "
+        "to a half slower, and room for larger batches and packs. The results are the same.",
     )
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."
