@@ -74,6 +74,22 @@ def loop(contents: list[bytes], observers: list, batch: int, decode_each: bool) 
     return seconds
 
 
+def print_parts(contents: list[bytes]) -> None:
+    """What each part costs a picture on one core, alone and in a batch: what the cores can give."""
+    observers = [Tagger(STARTER_TAGGER, 1), Embedder(STARTER_CLIP, 1), QualityMeter()]
+    began = time.perf_counter()
+    decoded = [upright_rgb(data) for data in contents]
+    parts = [f"decoding {(time.perf_counter() - began) * 1000 / len(contents):.1f}"]
+    for observer, kind in zip(observers, KINDS, strict=True):
+        for batch in (1, LOOP_BATCH):
+            began = time.perf_counter()
+            for start in range(0, len(decoded), batch):
+                observer.observe(decoded[start : start + batch])
+            each = (time.perf_counter() - began) * 1000 / len(decoded)
+            parts.append(f"{kind} {each:.1f} (batch {batch})")
+    print(f"ms per picture on one core: {', '.join(parts)}\n")
+
+
 def served(
     contents: list[bytes], batch: int, replicas: int, profile: bool
 ) -> tuple[float, list[float], int]:
@@ -127,6 +143,7 @@ def main() -> None:
     count, side = (numbers + [192, 1024][len(numbers) :])[:2]
     contents = pictures(count, side)
     print(f"{count} JPEGs of {side} px, {CORES} cores, load {os.getloadavg()[0]:.1f}\n")
+    print_parts(contents[:32])
     print("| | pictures/s | × (a) | p50 ms | p95 ms | decodes |\n|---|---|---|---|---|---|")
     observers = [Tagger(STARTER_TAGGER, CORES), Embedder(STARTER_CLIP, CORES), QualityMeter()]
     loop(contents[:8], observers, 8, decode_each=False)  # warm
