@@ -90,7 +90,7 @@ class CurationLimits(BaseModel):
         gt=0,
         le=8,
         description="Least difference from the medoid, in bits of grey histogram entropy, of "
-        "another style: flat drawings have 1 to 4, photos and paintings 6 to 8. Ours.",
+        "another style: the demo's flat drawings have 1 to 3, the tests' painting 7. Ours.",
     )
     identity_distance: float = Field(
         0.6,
