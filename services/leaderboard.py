@@ -29,7 +29,7 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
     load_character(home.store, character)
     record = newest_sweep(home.store, character)
     dataset = dataset_of(home.store, record)
-    plan = plan_sweep(record.config, dataset, record.base_hash, record.sweep)
+    plan = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
     scored = candidates(home.store, record, plan.trials, dataset, home.settings.workers)
     if not scored:
         raise UserError(

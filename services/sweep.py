@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from captioning import DatasetVersion, UserError, parse_config
-from training import Recipe, ScoringConfig, trial_id
+from training import Recipe, ScoringConfig, fit_recipe, trial_id
 
 # A person who asks for more than this in one grid most likely mistyped it; a bigger search belongs
 # in several sweeps, whose trials are shared when they are equal.
@@ -29,7 +29,8 @@ class SweepConfig(BaseModel):
 
     base: str | None = Field(
         None,
-        description="Path or hub id of a diffusers-layout SD1.5-family model; none: the starter.",
+        description="Path or hub id of a model in diffusers' layout (SD1.5, SDXL, SD3, FLUX.1); "
+        "none: the starter.",
     )
     recipe: Recipe = Field(
         default_factory=Recipe, description="What all trials share; see `lorafarm recipe`."
@@ -41,6 +42,17 @@ class SweepConfig(BaseModel):
     scoring: ScoringConfig = Field(
         default_factory=ScoringConfig, description="How checkpoints are scored."
     )
+
+
+def fit_sweep(config: SweepConfig, family: str, source: str) -> SweepConfig:
+    """`config` with the family's defaults in its recipe, which it then has for good.
+
+    Raises UserError naming `source` for what the family cannot do.
+    """
+    recipe = fit_recipe(config.recipe, family, source)
+    # Every field is set now: a later default changes no sweep that was started.
+    whole = Recipe.model_validate(recipe.model_dump(mode="json"))
+    return config.model_copy(update={"recipe": whole})
 
 
 @dataclass(frozen=True)
@@ -61,22 +73,24 @@ class SweepPlan:
 
 
 def plan_sweep(
-    config: SweepConfig, dataset: DatasetVersion, base_hash: str, source: str
+    config: SweepConfig, dataset: DatasetVersion, base_hash: str, family: str, source: str
 ) -> SweepPlan:
     """Every combination of `config.search` on top of `config.recipe`, equal ones once.
 
     The same config, dataset version and base give the same ids: that is what lets a killed sweep
-    go on. Raises UserError naming `source` for an unknown field, a bad value or an empty list.
+    go on. Raises UserError naming `source` for an unknown field, a bad value, an empty list, or
+    what `family` cannot do.
     """
     for field, values in config.search.items():
         if not values:
             raise UserError(f"{source}: search.{field}", "an empty list", "name at least one value")
     trials: dict[str, PlannedTrial] = {}
     for overrides in _combinations(config.search):
-        data = config.recipe.model_dump(mode="json")
+        data = config.recipe.model_dump(mode="json", exclude_unset=True)
         for field, value in overrides.items():
             _set(data, field, value)
-        recipe = parse_config(Recipe, data, f"{source}: search")
+        asked = parse_config(Recipe, data, f"{source}: search")
+        recipe = fit_recipe(asked, family, source)
         trial = trial_id(dataset, base_hash, recipe)
         trials[trial] = PlannedTrial(trial, recipe)
     if len(trials) > MAX_TRIALS:

@@ -51,7 +51,7 @@ def character_report(home: Home, name: str) -> CharacterReport:
     store = home.store
     record = newest_sweep(store, name)
     dataset = dataset_of(store, record)
-    plan = plan_sweep(record.config, dataset, record.base_hash, record.sweep)
+    plan = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
     scored = candidates(store, record, plan.trials, dataset, home.settings.workers)
     if not scored:
         raise UserError(

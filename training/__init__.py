@@ -14,9 +14,11 @@ from training.families import (
     BaseFacts,
     base_facts,
     base_hash,
+    family_of,
     load_base,
     native_size_px,
 )
+from training.fitting import fit_recipe
 from training.latents import LatentCache, encode_dataset
 from training.launch import run_trials
 from training.loop import TrainingDiverged, train
@@ -62,6 +64,8 @@ __all__ = [
     "choose_winner",
     "encode_dataset",
     "export_adapter",
+    "family_of",
+    "fit_recipe",
     "list_checkpoints",
     "load_base",
     "load_checkpoint",

@@ -1,7 +1,7 @@
-"""Adapters on a base's UNet: made, put on, read out under PEFT's names, taken off.
+"""Adapters on a base's denoiser: made, put on, read out under PEFT's names, taken off.
 
-A `Base` and networks in, an `AdapterBank` on the UNet out. The base's own weights are never
-touched: after `detach` the UNet holds the very modules and bytes it had before.
+A `Base` and networks in, an `AdapterBank` on it out. The base's own weights are never
+touched: after `detach` it holds the very modules and bytes it had before.
 """
 
 from __future__ import annotations
@@ -28,28 +28,39 @@ from training.pack.bank import (
 from training.pack.layer import BankLinear
 from training.recipe import Network
 
-UNET_PREFIX = "unet."
-# Module name endings in diffusers' UNet2DConditionModel; the same lists as its LoRA scripts.
-ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD_MODULES = ("ff.net.0.proj", "ff.net.2")
 
-
-def target_modules(network: Network) -> tuple[str, ...]:
-    """The endings of the names of the linear layers that get an update."""
+def target_modules(base: Base, network: Network) -> tuple[str, ...]:
+    """The endings of the names of the linear layers that get an update, for a preset."""
     if network.targets == "attention":
-        return ATTENTION_MODULES
-    return ATTENTION_MODULES + FEED_FORWARD_MODULES
+        return base.attention_modules
+    return base.attention_modules + base.feed_forward_modules
 
 
 def target_layers(base: Base, network: Network) -> dict[str, nn.Linear]:
-    """The linear layers of the UNet that get an update, by name, in the UNet's fixed order."""
-    endings = tuple(f".{ending}" for ending in target_modules(network))
+    """The linear layers of the denoiser that get an update, by name, in the denoiser's order.
+
+    Raises UserError when a regular expression names none.
+    """
+    pattern = network.target_pattern
+    endings = () if pattern else tuple(f".{end}" for end in target_modules(base, network))
     layers = {}
-    for name, module in base.unet.named_modules():
+    for name, module in base.denoiser.named_modules():
         inner = module.base_layer if isinstance(module, BankLinear) else module
-        if isinstance(inner, nn.Linear) and name.endswith(endings):
+        wanted = pattern.search(name) if pattern else name.endswith(endings)
+        if isinstance(inner, nn.Linear) and wanted:
             layers[name] = inner
+    if not layers:
+        raise UserError(
+            "recipe: network.targets",
+            f"{network.targets} names no linear layer of {base.id}",
+            f"match module names such as {_some_linear(base)}, or use a preset",
+        )
     return layers
+
+
+def _some_linear(base: Base) -> str:
+    names = [n for n, module in base.denoiser.named_modules() if isinstance(module, nn.Linear)]
+    return next((name for name in names if name.endswith("to_q")), names[0])
 
 
 def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor]:
@@ -75,13 +86,13 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
         for part in parts_of(network)[2:]:
             axis = 1 if part == OUTPUT_MAGNITUDE else 0
             parts[name, part] = torch.linalg.norm(layer.weight.detach().float(), dim=axis).cpu()
-    return {state_name(*key): tensor for key, tensor in sorted(parts.items())}
+    return {state_name(base.denoiser_name, *key): tensor for key, tensor in sorted(parts.items())}
 
 
 def attach_pack(
     base: Base, adapters: Sequence[tuple[Network, Mapping[str, Tensor]]]
 ) -> AdapterBank:
-    """Put adapters with these networks and states (as `adapter_state` gives them) on `base.unet`.
+    """Put adapters with these networks and states (as `adapter_state` gives them) on the denoiser.
 
     The networks may differ in all but `targets`. Raises RuntimeError if a bank is already on,
     ValueError for networks with unequal targets, and UserError if a state's names or shapes are
@@ -91,20 +102,20 @@ def attach_pack(
         raise RuntimeError("an adapter is already on this base; detach it first")
     if len({network.targets for network, _ in adapters}) != 1:
         raise ValueError("the adapters of a pack must have the same targets")
-    base.unet.requires_grad_(False)
+    base.denoiser.requires_grad_(False)
     layers = target_layers(base, adapters[0][0])
     for network, state in adapters:
         _check(base, layers, network, state)
-    bank = AdapterBank(layers, [network for network, _ in adapters])
+    bank = AdapterBank(layers, [network for network, _ in adapters], base.denoiser_name)
     for slot, (_, state) in enumerate(adapters):
         own = bank.split(slot, bank.weights[slot])
-        bank.load(slot, {key: state[state_name(*key)] for key in own})
-    install(base.unet, layers, bank)
+        bank.load(slot, {key: state[state_name(base.denoiser_name, *key)] for key in own})
+    install(base.denoiser, layers, bank)
     return bank
 
 
 def attach(base: Base, network: Network, seed: int) -> AdapterBank:
-    """Put one new adapter on `base.unet`; see `initial_adapter` and `attach_pack`."""
+    """Put one new adapter on `base.denoiser`; see `initial_adapter` and `attach_pack`."""
     return attach_pack(base, [(network, initial_adapter(base, network, seed))])
 
 
@@ -119,7 +130,7 @@ def _check(
 ) -> None:
     """Raise UserError for the first tensor that is missing, foreign, or of another shape."""
     expected = {
-        state_name(name, part): part_shape(part, network.rank, layer)
+        state_name(base.denoiser_name, name, part): part_shape(part, network.rank, layer)
         for name, layer in layers.items()
         for part in parts_of(network)
     }
@@ -139,8 +150,8 @@ def _check(
 
 
 def bank_on(base: Base) -> AdapterBank | None:
-    """The bank that is on the base's UNet."""
-    for module in base.unet.modules():
+    """The bank that is on the base's denoiser."""
+    for module in base.denoiser.modules():
         if isinstance(module, BankLinear):
             return module.bank
     return None
@@ -151,25 +162,27 @@ def is_attached(base: Base) -> bool:
 
 
 def adapter_state(bank: AdapterBank, slot: int = 0) -> dict[str, Tensor]:
-    """A copy of a slot's weights under PEFT's names with the `unet.` prefix, fp32, on CPU."""
+    """A copy of a slot's weights under PEFT's names with the component's prefix, fp32, on CPU."""
     parts = bank.split(slot, bank.weights[slot])
     return {
-        state_name(*key): tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        state_name(bank.component, *key): tensor.detach()
+        .to("cpu", torch.float32, copy=True)
+        .contiguous()
         for key, tensor in sorted(parts.items())
     }
 
 
-def state_name(module: str, part: str) -> str:
+def state_name(component: str, module: str, part: str) -> str:
     """The name of a tensor in an adapter's state: PEFT's, where PEFT has the part."""
-    return f"{UNET_PREFIX}{module}.{part}" + (".weight" if part in (DOWN, UP) else "")
+    return f"{component}.{module}.{part}" + (".weight" if part in (DOWN, UP) else "")
 
 
 def detach(base: Base) -> None:
-    """Take the adapters off; the UNet is then bit for bit what it was. Without any: does nothing.
+    """Take the adapters off, if there are any; the denoiser is then bit for bit what it was.
 
     Also takes off what PEFT or diffusers' own loader put on.
     """
-    uninstall(base.unet)
-    if getattr(base.unet, "peft_config", None):
-        base.unet.unload_lora()
-    base.unet.requires_grad_(False)
+    uninstall(base.denoiser)
+    if getattr(base.denoiser, "peft_config", None):
+        base.denoiser.unload_lora()
+    base.denoiser.requires_grad_(False)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from training.latents import LatentCache
+from training.objective import Objective
 from training.recipe import Recipe
 
 
@@ -25,8 +26,8 @@ class Batch:
     images: tuple[int, ...]  # index into the cache
     posterior_samples: Tensor  # (B, C, h, w), raw VAE latents
     noise: Tensor  # (B, C, h, w), standard normal, plus the recipe's offset
-    timesteps: Tensor  # (B,), int64 in 0..T-1
-    text: Tensor  # (B, T, D)
+    timesteps: Tensor  # (B,), as the objective draws them
+    conditions: dict[str, Tensor]  # what the denoiser is told of text and picture, (B, ...) each
 
 
 def places_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> range:
@@ -48,17 +49,17 @@ def draw_batch(
     step: int,
     places: Sequence[int],
     step_samples: int,
-    timestep_count: int,
+    objective: Objective,
 ) -> Batch:
     """Draw the samples at `places` of optimiser step `step` (0-based), which has `step_samples`.
 
-    Pictures come in a fresh random order every epoch, each once per epoch; timesteps are uniform.
+    Pictures come in a fresh random order every epoch, each once per epoch.
     """
-    images, latents, noises, timesteps, texts = [], [], [], [], []
+    images, latents, noises, timesteps, conditions = [], [], [], [], []
     for place in places:
         image = _image_at(recipe.seed, step * step_samples + place, len(cache.mean))
         generator = _generator("sample", recipe.seed, step, place)
-        timestep = torch.randint(timestep_count, (), generator=generator)
+        timestep = objective.draw_timestep(recipe, generator, cache.mean.shape[-3:])
         choices = torch.rand(2, generator=generator)  # caption kept or not, mirrored or not
         view = int(choices[1] * cache.mean.shape[1])
         mean, logvar = cache.mean[image, view], cache.logvar[image, view]  # (C, h, w)
@@ -72,13 +73,13 @@ def draw_batch(
         noises.append(noise)
         timesteps.append(timestep)
         dropped = bool(choices[0] < recipe.caption_dropout)
-        texts.append(cache.empty_text if dropped else cache.text[image])
+        conditions.append(cache.conditions(image, with_caption=not dropped))
     return Batch(
         images=tuple(images),
         posterior_samples=torch.stack(latents),
         noise=torch.stack(noises),
         timesteps=torch.stack(timesteps),
-        text=torch.stack(texts),
+        conditions={name: torch.stack([one[name] for one in conditions]) for name in conditions[0]},
     )
 
 

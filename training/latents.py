@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,11 @@ from captioning import DatasetVersion, Sample, UserError, upright_rgb, write_ato
 from training.families import Base
 
 # Part of every key: raise it when the pixels or tensors below come out differently.
-FORMAT = 1
+FORMAT = 2
 TENSORS_FILE = "latents.safetensors"
 INDEX_FILE = "index.json"
+# How the tensors of the three groups are called in the file.
+TEXT, EMPTY_TEXT, PICTURE = "text.", "empty_text.", "picture."
 Progress = Callable[[int, int], None]
 
 
@@ -37,8 +39,15 @@ class LatentCache:
     key: str
     mean: Tensor  # (N, F, C, h, w), the VAE's raw posterior
     logvar: Tensor  # (N, F, C, h, w)
-    text: Tensor  # (N, T, D), embeddings of the captions
-    empty_text: Tensor  # (T, D), embedding of the empty caption
+    text: dict[str, Tensor]  # (N, ...) each, what the base's encoders say of the captions
+    empty_text: dict[str, Tensor]  # (...) each, of the empty caption
+    picture: dict[str, Tensor]  # (N, ...) each, what the denoiser is told of the pictures
+
+    def conditions(self, image: int, with_caption: bool = True) -> dict[str, Tensor]:
+        """What the denoiser is told of one picture, with its caption or with the empty one."""
+        said = {name: tensor[image] for name, tensor in self.text.items()}
+        of_picture = {name: tensor[image] for name, tensor in self.picture.items()}
+        return {**(said if with_caption else self.empty_text), **of_picture}
 
 
 def encode_dataset(
@@ -57,11 +66,12 @@ def encode_dataset(
     divide, a dataset without training pictures, or a picture that cannot be read.
     """
     size_px = resolution or base.native_size_px
-    if size_px % base.vae_factor:
+    multiple = base.size_multiple_px
+    if size_px % multiple:
         raise UserError(
             "recipe: resolution",
-            f"{size_px} px is not a multiple of the VAE's factor {base.vae_factor}",
-            f"use {max(1, round(size_px / base.vae_factor)) * base.vae_factor}",
+            f"{size_px} px is not a multiple of {multiple}, as the base's latents have to be",
+            f"use {max(1, round(size_px / multiple)) * multiple}",
         )
     if not dataset.train:
         raise UserError(
@@ -95,22 +105,24 @@ def _encode(
     target: Path,
     progress: Progress | None,
 ) -> LatentCache:
-    means, logvars, texts = [], [], []
+    means, logvars, texts, pictures = [], [], [], []
     # One picture at a time: the numbers do not depend on who shares the batch.
     for done, sample in enumerate(samples, start=1):
-        pixels = read_pixels(sample.path, size_px)
-        views = [pixels, pixels.flip(-1)] if flip else [pixels]
+        crop = read_crop(sample.path, size_px)
+        views = [crop.pixels, crop.pixels.flip(-1)] if flip else [crop.pixels]
         posteriors = [base.encode_pixels(view[None]) for view in views]
         means.append(torch.cat([mean.cpu() for mean, _ in posteriors]))  # (F, C, h, w)
         logvars.append(torch.cat([logvar.cpu() for _, logvar in posteriors]))
-        texts.append(base.encode_prompts([sample.caption])[0].cpu())  # (T, D)
+        texts.append(_first(base.encode_prompts([sample.caption])))
+        pictures.append(base.picture_conditions(crop.original, crop.corner, size_px))
         if progress:
             progress(done, len(samples))
     tensors = {
         "mean": torch.stack(means).contiguous(),
         "logvar": torch.stack(logvars).contiguous(),
-        "text": torch.stack(texts).contiguous(),
-        "empty_text": base.encode_prompts([""])[0].cpu().contiguous(),
+        **_named(TEXT, _stacked(texts)),
+        **_named(EMPTY_TEXT, _first(base.encode_prompts([""]))),
+        **_named(PICTURE, _stacked(pictures)),
     }
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -122,7 +134,7 @@ def _encode(
     write_atomic(target / TENSORS_FILE, save(tensors))
     # The index is written last: a folder without it is not there yet.
     write_atomic(target / INDEX_FILE, json.dumps(index, indent=1).encode())
-    return LatentCache(key=target.name, **tensors)
+    return _cache(target.name, tensors)
 
 
 def _read(folder: Path, key: str) -> LatentCache | None:
@@ -133,11 +145,51 @@ def _read(folder: Path, key: str) -> LatentCache | None:
         tensors = load_file(folder / TENSORS_FILE)
     except (OSError, SafetensorError):
         return None
-    return LatentCache(key=key, **tensors)
+    return _cache(key, tensors)
 
 
-def read_pixels(path: Path, size_px: int) -> Tensor:
-    """The centre square of a picture, `size_px` wide, in -1..1.  # (3, H, W) fp32
+def _cache(key: str, tensors: Mapping[str, Tensor]) -> LatentCache:
+    groups = {
+        prefix: {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        for prefix in (TEXT, EMPTY_TEXT, PICTURE)
+    }
+    return LatentCache(
+        key=key,
+        mean=tensors["mean"],
+        logvar=tensors["logvar"],
+        text=groups[TEXT],
+        empty_text=groups[EMPTY_TEXT],
+        picture=groups[PICTURE],
+    )
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor[0].cpu() for name, tensor in tensors.items()}
+
+
+def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The centre square of a picture, and where it is from."""
+
+    pixels: Tensor  # (3, H, W) fp32 in -1..1
+    original: tuple[int, int]  # (height, width) of the picture itself
+    corner: tuple[int, int]  # (top, left) of the square in the scaled picture
+
+
+def read_crop(path: Path, size_px: int) -> Crop:
+    """The centre square of a picture, scaled so that it is `size_px` wide.
 
     Turned by its EXIF orientation; transparency is laid on white. Raises UserError if the file
     cannot be decoded.
@@ -148,6 +200,14 @@ def read_pixels(path: Path, size_px: int) -> Tensor:
         raise UserError(
             str(path), f"cannot be read as a picture ({error})", "freeze the dataset again"
         ) from error
+    original = picture.height, picture.width
     picture = ImageOps.fit(picture, (size_px, size_px), Picture.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32))  # (H, W, 3)
-    return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
+    scale = size_px / min(original)
+    top, left = ((round(side * scale) - size_px) // 2 for side in original)
+    return Crop(pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0, original, (top, left))
+
+
+def read_pixels(path: Path, size_px: int) -> Tensor:
+    """The pixels of `read_crop`.  # (3, H, W) fp32 in -1..1"""
+    return read_crop(path, size_px).pixels

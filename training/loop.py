@@ -28,13 +28,7 @@ from training.latents import LatentCache
 from training.pack.pack import Pack, last_contents, seat
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
-from training.schedule import (
-    add_noise,
-    learning_rate,
-    min_snr_weights,
-    sample_losses,
-    training_target,
-)
+from training.schedule import learning_rate, sample_losses
 
 METRICS_FILE = "metrics.jsonl"
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -50,11 +44,12 @@ class TrainingDiverged(UserError):
     """The loss or the gradients are no longer finite; checkpoints up to then remain usable."""
 
 
-def resolve_precision(recipe: Recipe, device: torch.device) -> str:
-    """fp32, bf16 or fp16; auto is fp16 on CUDA and fp32 on a CPU, where half types are slower."""
+def resolve_precision(recipe: Recipe, device: torch.device, half: str) -> str:
+    """fp32, bf16 or fp16; auto is the family's `half` on CUDA, and fp32 on a CPU, where half types
+    are slower."""
     if recipe.precision != "auto":
         return recipe.precision
-    return "fp16" if device.type == "cuda" else "fp32"
+    return half if device.type == "cuda" else "fp32"
 
 
 def train(
@@ -128,7 +123,7 @@ def train_pack(
         _drop_metrics_after(trial.trial_dir / METRICS_FILE, saved.step)
 
     shared = seats[0][0].recipe
-    precision = resolve_precision(shared, base.device)
+    precision = resolve_precision(shared, base.device, base.half)
     with _deterministic(base.device), _bare_afterwards(base):
         pack: Pack | None = seat(base, seats, scaled=precision == "fp16")
         while pack is not None:
@@ -219,28 +214,30 @@ def _draw(base: Base, slot: Slot, micro_step: int, rank: int, world_size: int) -
         slot.step,
         places_of(recipe, micro_step, rank, world_size),
         samples_per_step(recipe, world_size),
-        len(base.scheduler.alphas_cumprod),
+        base.objective,
     )
 
 
 def _sample_losses(base: Base, slots: Sequence[Slot], batches: Sequence[Batch]) -> Tensor:
     """The weighted loss of every slot's B samples, fp32.  # (K, B)"""
-    alphas, kind = base.scheduler.alphas_cumprod, base.prediction_type
+    device, objective = base.device, base.objective
     weights = torch.cat(
         [
-            min_snr_weights(alphas, batch.timesteps, kind, slot.recipe.min_snr_gamma)
+            objective.weights(slot.recipe, batch.timesteps)
             for slot, batch in zip(slots, batches, strict=True)
         ]
     )
-    device = base.device
     timesteps = torch.cat([batch.timesteps for batch in batches]).to(device)  # (K*B,)
     noise = torch.cat([batch.noise for batch in batches]).to(device)
-    text = torch.cat([batch.text for batch in batches]).to(device)
+    conditions = {
+        name: torch.cat([batch.conditions[name] for batch in batches]).to(device)
+        for name in batches[0].conditions
+    }
     samples = torch.cat([batch.posterior_samples for batch in batches]).to(device)
     latents = base.to_latents(samples)  # (K*B, C, h, w)
-    noisy = add_noise(latents, noise, alphas, timesteps)
-    target = training_target(latents, noise, alphas, timesteps, kind)
-    prediction = base.predict(noisy, timesteps, text)
+    noisy = objective.noisy(latents, noise, timesteps)
+    target = objective.target(latents, noise, timesteps)
+    prediction = base.predict(noisy, timesteps, conditions)
     huber_c = [s.recipe.huber_c for s, b in zip(slots, batches, strict=True) for _ in b.images]
     errors = sample_losses(prediction, target, huber_c)  # (K*B,)
     return (errors * weights.to(device)).view(len(slots), -1)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from captioning import DatasetVersion
 
@@ -17,12 +18,18 @@ from captioning import DatasetVersion
 TRIAL_ID_HEX_DIGITS = 12
 
 
+# What `network.targets` may say.
+PRESETS = ("attention", "attention+ff")
+REGEX = "regex:"
+
 # Settings that the first trials did not have, with the value that leaves all as it was.
 _ADDED_LATER = (
     ("network", "rank_stabilised", False),
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
+    ("", "timestep_sampling", None),
+    ("", "timestep_shift", None),
 )
 
 
@@ -33,7 +40,7 @@ class _Strict(BaseModel):
 
 
 class Network(_Strict):
-    """Which adapter is put on the UNet."""
+    """Which adapter is put on the denoiser (the UNet, or the transformer)."""
 
     method: Literal["lora", "dora"] = Field(
         "lora",
@@ -55,11 +62,32 @@ class Network(_Strict):
         "ComfyUI, A1111, Forge and InvokeAI compute it. output: every output row, as PEFT and "
         "diffusers do. In the other tools an export is exact too, but as large as the layers.",
     )
-    targets: Literal["attention", "attention+ff"] = Field(
+    targets: str = Field(
         "attention",
         description="attention: q, k, v and output projections of all attention layers. "
-        "attention+ff: also both linear layers of the feed-forward blocks.",
+        "attention+ff: also the linear layers of the feed-forward blocks. regex:PATTERN: all "
+        "linear layers in whose name, such as "
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_q, PATTERN is found.",
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_are_known(cls, targets: str) -> str:
+        if targets.startswith(REGEX):
+            try:
+                re.compile(targets.removeprefix(REGEX))
+            except re.error as error:
+                raise ValueError(f"{targets!r} is no regular expression ({error})") from error
+        elif targets not in PRESETS:
+            raise ValueError(f"{targets!r} is not one of {', '.join(PRESETS)}, {REGEX}PATTERN")
+        return targets
+
+    @property
+    def target_pattern(self) -> re.Pattern[str] | None:
+        """The regular expression of `targets`; None for a preset."""
+        if not self.targets.startswith(REGEX):
+            return None
+        return re.compile(self.targets.removeprefix(REGEX))
 
     @property
     def effective_alpha(self) -> float:
@@ -132,7 +160,7 @@ class Recipe(_Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Of the forward and backward pass; adapter weights and optimiser stay fp32. "
-        "auto: fp16 on CUDA, fp32 on CPU.",
+        "auto: fp16 on CUDA (bf16 for SD3 and FLUX, which overflow fp16), fp32 on CPU.",
     )
     resolution: int | None = Field(
         None,
@@ -145,7 +173,20 @@ class Recipe(_Strict):
         5.0,
         gt=0,
         description="Min-SNR loss weighting (Hang et al. 2023, whose best gamma is 5). "
-        "None: every timestep weighs the same.",
+        "None: every timestep weighs the same, as with flows (SD3, FLUX) always.",
+    )
+    timestep_sampling: Literal["uniform", "logit_normal"] | None = Field(
+        None,
+        description="How often each noise level is trained. logit_normal: the middle ones more "
+        "often (Esser et al. 2024). None: the family's own, uniform for SD and SDXL, logit_normal "
+        "for SD3 and FLUX.",
+    )
+    timestep_shift: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Flows: times are moved towards noise, s·t/(1 + (s - 1)·t) (Esser et al. "
+        "2024). None: the base's own shift at this resolution.",
     )
     huber_c: float | None = Field(
         None,

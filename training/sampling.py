@@ -1,7 +1,8 @@
 """Pictures from a base, with or without an adapter on it: prompts and seeds in, uint8 pixels out.
 
-Plain DDIM with the base's own noise schedule. The same prompt, seed and weights give the same
-picture whatever else was drawn before: the global random state is neither read nor changed.
+By the family's plain sampler: DDIM with the base's noise schedule, Euler for flows. The same
+prompt, seed and weights give the same picture whatever else was drawn before: the global random
+state is neither read nor changed.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
 from captioning import UserError
-from training.families import Base
+from training.families import Base, Conditions
 
 # Text embeddings of a loaded base, by prompt: a sweep asks the same prompts at every checkpoint.
 # They go with the base. (The recipe trains no text encoder, so they stay true.)
-_text_embeddings: WeakKeyDictionary[Base, dict[str, Tensor]] = WeakKeyDictionary()
+_text_embeddings: WeakKeyDictionary[Base, dict[str, Conditions]] = WeakKeyDictionary()
 
 
 def sample(
@@ -38,18 +38,20 @@ def sample(
     """One picture per prompt, `prompts[i]` from the noise of `seeds[i]`.  # (N, H, W, 3)
 
     `guidance` w gives `u + w·(c - u)` (Ho & Salimans 2022, in diffusers' convention), with both
-    halves in one UNet batch; w = 1 leaves the unconditional half out. Noise is drawn on the CPU,
-    so that it is the same on every device. Raises ValueError if the lengths differ, UserError for
+    halves in one batch; w = 1 leaves the unconditional half out. A base that is told the guidance
+    (FLUX.1-dev) is told w, and `negative` has no place there. Noise is drawn on the CPU, so that it
+    is the same on every device. Raises ValueError if the lengths differ, UserError for
     a size that the VAE cannot divide.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
     size_px = size_px or base.native_size_px
-    if size_px % base.vae_factor:
+    multiple = base.size_multiple_px
+    if size_px % multiple:
         raise UserError(
             "scoring: size_px",
-            f"{size_px} px is not a multiple of the VAE's factor {base.vae_factor}",
-            f"use {max(1, round(size_px / base.vae_factor)) * base.vae_factor}",
+            f"{size_px} px is not a multiple of {multiple}, as the base's latents have to be",
+            f"use {max(1, round(size_px / multiple)) * multiple}",
         )
     pictures = []
     with _ready(base):
@@ -58,7 +60,8 @@ def sample(
             noise = initial_noise(base, seeds[chunk], size_px)
             text = _embed(base, prompts[chunk])
             empty = _embed(base, [negative])
-            latents = _denoise(base, noise, text, empty, steps, guidance)
+            of_picture = base.picture_conditions((size_px, size_px), (0, 0), size_px)
+            latents = _denoise(base, noise, text, empty, of_picture, steps, guidance)
             pictures.append(_to_uint8(base.decode(latents)))
     if not pictures:
         return np.zeros((0, size_px, size_px, 3), np.uint8)
@@ -74,50 +77,52 @@ def initial_noise(base: Base, seeds: Sequence[int], size_px: int) -> Tensor:
     )
 
 
-def sampling_scheduler(base: Base) -> DDIMScheduler:
-    """DDIM (Song et al. 2021) with the betas, spacing and prediction type of the base's config.
-
-    `clip_sample` and `thresholding` clamp pixels; latents have no such range, so both are off even
-    where a config forgot to say so.
-    """
-    return DDIMScheduler.from_pretrained(
-        base.folder,
-        subfolder="scheduler",
-        local_files_only=True,
-        clip_sample=False,
-        thresholding=False,
-    )
-
-
 def _denoise(
-    base: Base, noise: Tensor, text: Tensor, empty: Tensor, steps: int, guidance: float
+    base: Base,
+    noise: Tensor,
+    text: Conditions,
+    empty: Conditions,
+    of_picture: Conditions,
+    steps: int,
+    guidance: float,
 ) -> Tensor:
-    scheduler = sampling_scheduler(base)
-    scheduler.set_timesteps(steps, device=base.device)
-    latents = noise.to(base.device) * scheduler.init_noise_sigma  # (N, C, h, w)
-    guided = guidance != 1
+    scheduler = base.sampler(steps, noise)
+    # Flow schedulers have no such factor: their noise is standard normal.
+    latents = noise.to(base.device) * getattr(scheduler, "init_noise_sigma", 1.0)  # (N, C, h, w)
+    count = len(latents)
+    guided = guidance != 1 and not base.guidance_embedded
     if guided:
-        text = torch.cat([empty.expand(len(text), -1, -1), text])  # (2N, T, D)
+        text = {
+            name: torch.cat([empty[name].expand(count, *tensor.shape[1:]), tensor])  # (2N, ...)
+            for name, tensor in text.items()
+        }
+    rows = 2 * count if guided else count
+    conditions = dict(text)
+    for name, tensor in of_picture.items():
+        conditions[name] = tensor.to(base.device).expand(rows, *tensor.shape)
+    if base.guidance_embedded:
+        conditions["guidance"] = torch.full((rows,), guidance, device=base.device)
     for timestep in scheduler.timesteps:
         inputs = torch.cat([latents, latents]) if guided else latents
-        output = base.predict(inputs, timestep.expand(len(inputs)), text)
+        output = base.predict(inputs, timestep.expand(rows), conditions)
         if guided:
             without, with_text = output.chunk(2)
             output = without + guidance * (with_text - without)
-        latents = scheduler.step(output, timestep, latents, eta=0.0).prev_sample
+        latents = scheduler.step(output, timestep, latents).prev_sample
     return latents
 
 
-def _embed(base: Base, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings, computed once per base and prompt.  # (N, T, D)"""
+def _embed(base: Base, prompts: Sequence[str]) -> Conditions:
+    """Text embeddings, computed once per base and prompt.  # (N, ...) each"""
     known = _text_embeddings.setdefault(base, {})
     missing = sorted({prompt for prompt in prompts if prompt not in known})
     if missing:
-        encoder_device = base.text_encoder.device
-        base.text_encoder.to(base.device)
-        known.update(zip(missing, base.encode_prompts(missing).to(base.device), strict=True))
-        base.text_encoder.to(encoder_device)
-    return torch.stack([known[prompt] for prompt in prompts])
+        with base.text_encoders_ready():
+            found = base.encode_prompts(missing)
+        for number, prompt in enumerate(missing):
+            known[prompt] = {name: tensor[number].to(base.device) for name, tensor in found.items()}
+    first = known[prompts[0]]
+    return {name: torch.stack([known[prompt][name] for prompt in prompts]) for name in first}
 
 
 def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
@@ -129,12 +134,12 @@ def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
 @contextmanager
 def _ready(base: Base) -> Iterator[None]:
     """No gradients, no dropout, and the VAE on the base's device; all put back afterwards."""
-    vae_device, training = base.vae.device, base.unet.training
-    base.unet.eval()
+    vae_device, training = base.vae.device, base.denoiser.training
+    base.denoiser.eval()
     base.vae.to(base.device)
     try:
         with torch.no_grad():
             yield
     finally:
         base.vae.to(vae_device)
-        base.unet.train(training)
+        base.denoiser.train(training)

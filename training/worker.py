@@ -19,7 +19,7 @@ import torch
 from captioning import DatasetVersion, UserError, load_dataset, write_atomic
 from training.adapters import detach, load_adapter
 from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
-from training.families import Base, load_base
+from training.families import Base, family_of, load_base
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
 from training.loop import AUTOCAST_DTYPES, resolve_precision, train_pack
@@ -298,12 +298,13 @@ class Worker:
         """The base in the recipe's precision; one is in memory at a time."""
         dtype = torch.float32
         if self.device.type == "cuda":
-            dtype = AUTOCAST_DTYPES.get(resolve_precision(recipe, self.device), dtype)
+            half = family_of(self.job.base).half
+            dtype = AUTOCAST_DTYPES.get(resolve_precision(recipe, self.device, half), dtype)
         if self._base is None or self._base.dtype != dtype:
             self._base = None
             self._base = load_base(self.job.base, self.device, dtype)
             if self.job.gradient_checkpointing:
-                self._base.unet.enable_gradient_checkpointing()
+                self._base.denoiser.enable_gradient_checkpointing()
         return self._base
 
     def _cache_for(self, recipe: Recipe) -> LatentCache:

@@ -116,7 +116,7 @@ def pack_step(side: int, networks: list[dict[str, Any]], device: torch.device) -
         Slot(bank, k, Trial(Path("t"), recipe, None), Contents(0, recipe, state, {}), False)  # type: ignore[arg-type]
         for k, (recipe, state) in enumerate(zip(recipes, states, strict=True))
     ]
-    compute = losses(base.unet, side, len(slots), device)
+    compute = losses(base.denoiser, side, len(slots), device)
 
     def step() -> None:
         bank.zero_grad()
@@ -138,7 +138,7 @@ def check_gradients(side: int, rank: int, device: torch.device) -> None:
         base: Any = SimpleNamespace(unet=build_unet(side, device), id="random", device=device)
         recipe = Recipe.model_validate({"network": network})
         bank = attach_pack(base, [(recipe.network, initial_adapter(base, recipe.network, 0))])
-        losses(base.unet, side, 1, device)().sum().backward()
+        losses(base.denoiser, side, 1, device)().sum().backward()
         bank.collect_gradients()
         found = bank.split(0, bank.grads[0])
         for name, parameter in unet.named_parameters():

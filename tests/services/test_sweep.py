@@ -16,7 +16,7 @@ DATASET = DatasetVersion("v0001-00000000", Path(), "aya", "ayachar", "person", (
 
 def plan(search, recipe=None, base="b" * 64):
     config = parse_config(SweepConfig, {"recipe": recipe or {}, "search": search}, "test")
-    return plan_sweep(config, DATASET, base, "test")
+    return plan_sweep(config, DATASET, base, "sd15", "test")
 
 
 @given(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
+from tiny_families import write_tokenizer
 
 from captioning import (
     DatasetVersion,
@@ -35,28 +36,6 @@ from training.latents import LatentCache
 
 Kind = Literal["tags", "prose"]
 BuildCache = Callable[..., LatentCache]
-
-
-def write_tokenizer(folder: Path) -> int:
-    """A byte-level CLIP vocabulary without merges; returns its size."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return len(words)
 
 
 def build_base(
@@ -262,13 +241,19 @@ def build_cache(base: Base, count: int = 6, views: int = 1, seed: int = 0) -> La
     generator = torch.Generator().manual_seed(seed)
     size = base.native_size_px // base.vae_factor
     shape = (count, views, base.latent_channels, size, size)
-    width = base.unet.config.cross_attention_dim
+    shapes, of_picture = base.condition_shapes(), base.picture_conditions((64, 64), (0, 0), 64)
+    of_text = {name: shape for name, shape in shapes.items() if name not in of_picture}
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
     return LatentCache(
         key=f"random-{seed}",
-        mean=5 * torch.randn(shape, generator=generator),
+        mean=5 * draw(*shape),
         logvar=torch.full(shape, -4.0),
-        text=torch.randn(count, 77, width, generator=generator),
-        empty_text=torch.randn(77, width, generator=generator),
+        text={name: draw(count, *shape) for name, shape in of_text.items()},
+        empty_text={name: draw(*shape) for name, shape in of_text.items()},
+        picture={name: draw(count, *shapes[name]) for name in of_picture},
     )
 
 

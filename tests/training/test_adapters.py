@@ -17,7 +17,7 @@ METHODS = ["lora", "dora"]
 
 def fingerprint(base: Base) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(base.unet.state_dict().items()):
+    for name, tensor in sorted(base.denoiser.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -28,13 +28,16 @@ def predict(base: Base) -> torch.Tensor:
     latents = torch.randn(2, 4, 8, 8, generator=generator)
     text = torch.randn(2, 77, 32, generator=generator)
     with torch.no_grad():
-        return base.predict(latents, torch.tensor([10, 700]), text)
+        return base.predict(latents, torch.tensor([10, 700]), {"text": text})
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("targets", ["attention", "attention+ff"])
 def test_detach_leaves_the_base_bit_identical(tiny_base: Base, method: str, targets: str) -> None:
-    before, modules = fingerprint(tiny_base), [name for name, _ in tiny_base.unet.named_modules()]
+    before, modules = (
+        fingerprint(tiny_base),
+        [name for name, _ in tiny_base.denoiser.named_modules()],
+    )
     output = predict(tiny_base)
     network = Network(method=method, rank=4, targets=targets)  # type: ignore[arg-type]
     bank = attach(tiny_base, network, seed=0)
@@ -44,7 +47,7 @@ def test_detach_leaves_the_base_bit_identical(tiny_base: Base, method: str, targ
     detach(tiny_base)
     assert not is_attached(tiny_base)
     assert fingerprint(tiny_base) == before
-    assert [name for name, _ in tiny_base.unet.named_modules()] == modules
+    assert [name for name, _ in tiny_base.denoiser.named_modules()] == modules
     assert torch.equal(predict(tiny_base), output)
     attach(tiny_base, network, seed=0)  # and it can be used again
 
@@ -59,7 +62,7 @@ def test_a_new_adapter_changes_nothing_yet_and_the_base_is_frozen(
     bank = attach(tiny_base, network, seed=0)
     # DoRA rescales by magnitude/norm, which is 1 up to rounding.
     torch.testing.assert_close(predict(tiny_base), output, rtol=1e-5, atol=1e-6)
-    assert not any(parameter.requires_grad for parameter in tiny_base.unet.parameters())
+    assert not any(parameter.requires_grad for parameter in tiny_base.denoiser.parameters())
     assert bank.weights.dtype == torch.float32
 
 
@@ -92,7 +95,7 @@ def test_state_has_pefts_names_and_comes_back_equal(
     bank.changed()
     state, output = adapter_state(bank), predict(tiny_base)
 
-    plain = load_base(tiny_base_path).unet
+    plain = load_base(tiny_base_path).denoiser
     modules = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
     plain.add_adapter(LoraConfig(r=4, target_modules=modules, use_dora=method == "dora"))
     assert set(state) == {f"unet.{name}" for name in get_peft_model_state_dict(plain)}

@@ -4,13 +4,17 @@ import collections
 from collections.abc import Callable
 
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.batches import draw_batch, places_of, samples_per_step
 from training.families import Base
 from training.latents import LatentCache
+from training.objective import Diffusion
 from training.recipe import Recipe
+
+OBJECTIVE = Diffusion("epsilon", DDPMScheduler().alphas_cumprod)
 
 
 @given(batch=st.integers(1, 8), accumulation=st.integers(1, 8), world=st.integers(1, 8))
@@ -32,12 +36,15 @@ def test_splitting_a_step_changes_no_draw(
 ) -> None:
     cache = make_cache(tiny_base, views=2)
     recipe = Recipe(seed=7, caption_dropout=0.5)
-    whole = draw_batch(recipe, cache, 3, range(8), 8, 1000)
-    parts = [draw_batch(recipe, cache, 3, [place], 8, 1000) for place in reversed(range(8))][::-1]
+    whole = draw_batch(recipe, cache, 3, range(8), 8, OBJECTIVE)
+    backwards = reversed(range(8))
+    parts = [draw_batch(recipe, cache, 3, [place], 8, OBJECTIVE) for place in backwards][::-1]
     assert whole.images == tuple(part.images[0] for part in parts)
-    for name in ("posterior_samples", "noise", "timesteps", "text"):
+    for name in ("posterior_samples", "noise", "timesteps"):
         joined = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(getattr(whole, name), joined)
+    texts = [part.conditions["text"] for part in parts]
+    assert torch.equal(whole.conditions["text"], torch.cat(texts))
 
 
 @settings(max_examples=20)
@@ -49,7 +56,9 @@ def test_every_epoch_shows_every_picture_once(seed: int, step_samples: int) -> N
     seen = [
         image
         for step in range(3 * count)
-        for image in draw_batch(recipe, cache, step, range(step_samples), step_samples, 10).images
+        for image in draw_batch(
+            recipe, cache, step, range(step_samples), step_samples, OBJECTIVE
+        ).images
     ]
     for epoch in range(len(seen) // count):
         assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
@@ -60,13 +69,13 @@ def test_the_draws_have_the_right_distribution(
 ) -> None:
     cache = make_cache(tiny_base, views=2)
     recipe = Recipe(caption_dropout=0.25)
-    batch = draw_batch(recipe, cache, 0, range(4000), 4000, 1000)
+    batch = draw_batch(recipe, cache, 0, range(4000), 4000, OBJECTIVE)
     assert abs(float(batch.noise.mean())) < 0.01
     assert abs(float(batch.noise.std()) - 1) < 0.01
     assert abs(float(batch.timesteps.float().mean()) - 499.5) < 15
     assert int(batch.timesteps.min()) >= 0
     assert int(batch.timesteps.max()) <= 999
-    dropped = (batch.text == cache.empty_text).flatten(1).all(1)
+    dropped = (batch.conditions["text"] == cache.empty_text["text"]).flatten(1).all(1)
     assert abs(float(dropped.float().mean()) - 0.25) < 0.03
     views = cache.mean[list(batch.images)]  # (B, 2, C, h, w)
     distances = (views - batch.posterior_samples[:, None]).square().flatten(2).mean(2)  # (B, 2)
@@ -84,18 +93,19 @@ def test_an_offset_moves_whole_channels_and_no_other_draw(
     tiny_base: Base, make_cache: Callable[..., LatentCache]
 ) -> None:
     cache = make_cache(tiny_base)
-    plain = draw_batch(Recipe(), cache, 0, range(2000), 2000, 1000)
-    offset = draw_batch(Recipe(noise_offset=0.5), cache, 0, range(2000), 2000, 1000)
+    plain = draw_batch(Recipe(), cache, 0, range(2000), 2000, OBJECTIVE)
+    offset = draw_batch(Recipe(noise_offset=0.5), cache, 0, range(2000), 2000, OBJECTIVE)
     moved = offset.noise - plain.noise  # (B, C, h, w)
     assert float(moved.flatten(2).std(2).max()) < 1e-6
     sizes = moved[:, :, 0, 0]
     assert abs(float(sizes.mean())) < 0.02 and abs(float(sizes.std()) - 0.5) < 0.02
-    for name in ("posterior_samples", "timesteps", "text"):
+    for name in ("posterior_samples", "timesteps"):
         assert torch.equal(getattr(plain, name), getattr(offset, name))
+    assert torch.equal(plain.conditions["text"], offset.conditions["text"])
 
 
 def _small_cache() -> LatentCache:
     shape = (5, 1, 1, 1, 1)
-    return LatentCache(
-        "k", torch.zeros(shape), torch.zeros(shape), torch.zeros(5, 1, 1), torch.zeros(1, 1)
-    )
+    text = {"text": torch.zeros(5, 1, 1)}
+    empty = {"text": torch.zeros(1, 1)}
+    return LatentCache("k", torch.zeros(shape), torch.zeros(shape), text, empty, {})

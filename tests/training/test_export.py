@@ -65,9 +65,9 @@ def trained(tmp_path: Path, tiny_v_base: Base) -> Trained:
 def pipeline_of(base: Base) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
+        text_encoder=base.text_encoders["text_encoder"],
+        tokenizer=base.tokenizers["tokenizer"],
+        unet=base.denoiser,
         scheduler=DDIMScheduler.from_pretrained(base.folder, subfolder="scheduler"),
         safety_checker=None,
         feature_extractor=None,
@@ -80,7 +80,7 @@ def outputs(base: Base) -> torch.Tensor:
     latents = torch.randn(2, base.latent_channels, 8, 8, generator=generator)
     text = torch.randn(2, 77, 32, generator=generator)
     with torch.no_grad():
-        return base.predict(latents, torch.tensor([200, 900]), text)
+        return base.predict(latents, torch.tensor([200, 900]), {"text": text})
 
 
 def assert_same_effect(
@@ -101,17 +101,17 @@ def merge_with_peft(base: Base, contents: Contents) -> None:
         target_modules=sorted(modules),
         use_dora=network.method == "dora",
     )
-    base.unet.add_adapter(config, adapter_name="default")
+    base.denoiser.add_adapter(config, adapter_name="default")
     plain = {name.removeprefix("unet."): tensor for name, tensor in contents.adapter.items()}
-    set_peft_model_state_dict(base.unet, plain, adapter_name="default")
-    base.unet.fuse_lora()
-    base.unet.unload_lora()
+    set_peft_model_state_dict(base.denoiser, plain, adapter_name="default")
+    base.denoiser.fuse_lora()
+    base.denoiser.unload_lora()
 
 
 def merge_with_dora_by_input(base: Base, contents: Contents) -> None:
     """Change the base's weights by the formula: W' = m·V/‖V‖ with the norms of V's columns."""
     network = contents.recipe.network
-    for name, parameter in base.unet.named_parameters():
+    for name, parameter in base.denoiser.named_parameters():
         key = "unet." + name.removesuffix(".weight")
         if f"{key}.lora_A.weight" not in contents.adapter:
             continue
@@ -191,13 +191,13 @@ def test_kohya_entries_are_the_change_of_the_weights(
     checkpoint = trained(recipe_of(method, targets, alpha=2.0))
     path = tmp_path / "zara.safetensors"
     export_adapter(checkpoint, tiny_v_base, path, "kohya", dtype=torch.float32)
-    before = {n: p.detach().clone() for n, p in tiny_v_base.unet.named_parameters()}
+    before = {n: p.detach().clone() for n, p in tiny_v_base.denoiser.named_parameters()}
     contents = load_checkpoint(checkpoint)
     merge = merge_with_dora_by_input if method == "dora-input" else merge_with_peft
     merge(tiny_v_base, contents)
     entries = {name: tensor.numpy() for name, tensor in load_file(path).items()}
     changed = 0
-    for name, parameter in tiny_v_base.unet.named_parameters():
+    for name, parameter in tiny_v_base.denoiser.named_parameters():
         wanted = (parameter.detach() - before[name]).numpy()
         module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
         if f"{module}.diff" in entries:
@@ -333,9 +333,9 @@ def test_export_leaves_the_base_as_it_was_with_and_without_an_adapter(
     checkpoint = trained(recipe)
     bare = export_adapter(checkpoint, tiny_v_base, tmp_path / "a.safetensors", format)
     attach(tiny_v_base, recipe.network, seed=3)
-    before = {name: t.clone() for name, t in tiny_v_base.unet.state_dict().items()}
+    before = {name: t.clone() for name, t in tiny_v_base.denoiser.state_dict().items()}
     other = export_adapter(checkpoint, tiny_v_base, tmp_path / "a.safetensors", format)
-    after = tiny_v_base.unet.state_dict()
+    after = tiny_v_base.denoiser.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert bare.sha256 == other.sha256

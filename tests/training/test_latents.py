@@ -18,10 +18,11 @@ def test_the_numbers_are_those_of_the_encoders(
 ) -> None:
     cache = encode_dataset(tiny_dataset, tiny_base, None, True, tmp_path)
     assert cache.mean.shape == cache.logvar.shape == (6, 2, 4, 8, 8)
-    assert cache.text.shape == (6, 77, 32)
+    assert cache.text["text"].shape == (6, 77, 32)
     captions = [sample.caption for sample in tiny_dataset.train]
     torch.testing.assert_close(cache.text, tiny_base.encode_prompts(captions))
-    torch.testing.assert_close(cache.empty_text, tiny_base.encode_prompts([""])[0])
+    empty = tiny_base.encode_prompts([""])["text"][0]
+    torch.testing.assert_close(cache.empty_text["text"], empty)
     with Picture.open(tiny_dataset.train[3].path) as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
     mean, logvar = tiny_base.encode_pixels(torch.stack([pixels, pixels.flip(-1)]))
@@ -48,8 +49,8 @@ def test_the_second_call_reads_what_the_first_wrote(
     second = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path)
     assert torch.equal(first.mean, second.mean)
     assert torch.equal(first.logvar, second.logvar)
-    assert torch.equal(first.text, second.text)
-    assert torch.equal(first.empty_text, second.empty_text)
+    assert torch.equal(first.text["text"], second.text["text"])
+    assert torch.equal(first.empty_text["text"], second.empty_text["text"])
 
 
 def test_the_key_is_of_everything_that_went_in(

@@ -20,6 +20,7 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.families import Base, load_base
 from training.latents import LatentCache
 from training.loop import TrainingDiverged, resolve_precision, train
+from training.objective import Diffusion
 from training.recipe import Recipe
 
 MakeCache = Callable[..., LatentCache]
@@ -59,6 +60,7 @@ def peft_by_hand(
     """The same training with nothing but diffusers, PEFT and torch; only the draws are shared."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    objective = Diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
     vae_scale = 0.18215
     unet.requires_grad_(False)
     torch.manual_seed(recipe.seed)
@@ -78,7 +80,7 @@ def peft_by_hand(
     optimizer = torch.optim.AdamW([{"params": others}, faster], lr=lr, eps=eps, weight_decay=0.01)
     history = []
     for step in range(recipe.steps):
-        draws = draw_batch(recipe, cache, step, range(4), 4, 1000)
+        draws = draw_batch(recipe, cache, step, range(4), 4, objective)
         latents = draws.posterior_samples * vae_scale
         noisy = scheduler.add_noise(latents, draws.noise, draws.timesteps)
         snr = compute_snr(scheduler, draws.timesteps)
@@ -89,7 +91,7 @@ def peft_by_hand(
         else:
             target = draws.noise
             weights = clipped / snr
-        output = unet(noisy, draws.timesteps, draws.text, return_dict=False)[0]
+        output = unet(noisy, draws.timesteps, draws.conditions["text"], return_dict=False)[0]
         errors = torch.nn.functional.mse_loss(output, target, reduction="none")
         if (c := recipe.huber_c) is not None:  # as in sd-scripts' conditional_loss
             errors = 2 * c * (torch.sqrt((output - target) ** 2 + c**2) - c)
@@ -393,9 +395,10 @@ def test_fp16_gradients_that_never_fit_stop_the_trial(
 
 
 def test_precision_auto_is_that_of_the_device() -> None:
-    assert resolve_precision(Recipe(), torch.device("cpu")) == "fp32"
-    assert resolve_precision(Recipe(), torch.device("cuda")) == "fp16"
-    assert resolve_precision(Recipe(precision="bf16"), torch.device("cuda")) == "bf16"
+    assert resolve_precision(Recipe(), torch.device("cpu"), "fp16") == "fp32"
+    assert resolve_precision(Recipe(), torch.device("cuda"), "fp16") == "fp16"
+    assert resolve_precision(Recipe(), torch.device("cuda"), "bf16") == "bf16"
+    assert resolve_precision(Recipe(precision="bf16"), torch.device("cuda"), "fp16") == "bf16"
 
 
 def test_caption_dropout_of_one_never_shows_a_caption(
@@ -404,10 +407,12 @@ def test_caption_dropout_of_one_never_shows_a_caption(
     texts: list[torch.Tensor] = []
     predict = tiny_base.predict
 
-    def listen(latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        texts.append(text)
-        return predict(latents, timesteps, text)
+    def listen(
+        latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        texts.append(conditions["text"])
+        return predict(latents, timesteps, conditions)
 
     monkeypatch.setattr(tiny_base, "predict", listen)
     train(tiny_base, tiny_cache, small(steps=2, caption_dropout=1.0), tmp_path)
-    assert all(torch.equal(t, tiny_cache.empty_text) for text in texts for t in text)
+    assert all(torch.equal(t, tiny_cache.empty_text["text"]) for text in texts for t in text)

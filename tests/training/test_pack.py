@@ -286,7 +286,7 @@ def test_a_checkpoint_is_seen_with_its_own_adapter_alone(
 
     def look(trial: Trial, step: int, path: Path) -> None:
         with torch.no_grad():
-            seen[path] = tiny_base.predict(latents, timesteps, text)
+            seen[path] = tiny_base.predict(latents, timesteps, {"text": text})
 
     recipes = [small(seed=7, optimizer={"lr": 1e-2}), *mixed()[1:3]]
     packed = trials(tmp_path, recipes, [tiny_cache] * 3)
@@ -297,7 +297,7 @@ def test_a_checkpoint_is_seen_with_its_own_adapter_alone(
         trial = Trial(path.parent, contents.recipe, tiny_cache)
         pack = seat(tiny_base, [(trial, contents)], scaled=False)
         with torch.no_grad():
-            wanted = tiny_base.predict(latents, timesteps, text)
+            wanted = tiny_base.predict(latents, timesteps, {"text": text})
         torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)
         pack.without(pack.slots)
     outputs = list(seen.values())

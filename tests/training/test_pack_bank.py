@@ -58,7 +58,7 @@ def shaken(base: Base, network: Network, seed: int, size: float = 0.2) -> dict[s
 
 def peft_unet(folder: Path, config: Network, state: dict[str, Tensor] | None, seed: int = 0) -> Any:
     """The same UNet under PEFT, with an adapter's weights or with PEFT's own initial ones."""
-    unet = load_base(folder).unet
+    unet = load_base(folder).denoiser
     torch.manual_seed(seed)
     unet.add_adapter(
         LoraConfig(
@@ -90,7 +90,7 @@ def backward(base: Base, seeds: list[int]) -> Tensor:
     """Loss of every slot on its own samples, summed and differentiated; returns the outputs."""
     drawn = [inputs(base, seed) for seed in seeds]
     latents, timesteps, text, target = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-    output = base.predict(latents, timesteps, text)
+    output = base.predict(latents, timesteps, {"text": text})
     errors = (output - target).square().mean(dim=(1, 2, 3)).view(len(seeds), -1)
     errors.mean(dim=1).sum().backward()
     return output.detach()
@@ -172,7 +172,7 @@ def test_slots_of_a_mixed_pack_equal_their_solo_runs(tiny_v_base: Base) -> None:
     _assert_padding_is_zero(bank.join, packed, bank.grads)
     with torch.no_grad(), bank.alone(2):
         latents, timesteps, text, _ = inputs(tiny_v_base, 99, count=3)
-        alone = tiny_v_base.predict(latents, timesteps, text)
+        alone = tiny_v_base.predict(latents, timesteps, {"text": text})
     detach(tiny_v_base)
     for slot, seed in enumerate(seeds):
         solo = attach_pack(tiny_v_base, [(networks[slot], states[slot])])
@@ -182,7 +182,7 @@ def test_slots_of_a_mixed_pack_equal_their_solo_runs(tiny_v_base: Base) -> None:
             assert_near(packed[slot][key], gradient, f"slot {slot} {key}")
         if slot == 2:
             with torch.no_grad():
-                assert_near(alone, tiny_v_base.predict(latents, timesteps, text), "alone")
+                assert_near(alone, tiny_v_base.predict(latents, timesteps, {"text": text}), "alone")
         detach(tiny_v_base)
 
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from captioning import UserError
 from training.families import Base
-from training.sampling import initial_noise, sample, sampling_scheduler
+from training.sampling import initial_noise, sample
 
 PROMPTS = ["zkw, person, red shirt", "a blue car", "person"]
 SEEDS = [3, 1, 2]
@@ -27,9 +27,9 @@ def test_equals_the_stable_diffusion_pipeline(
     base: Base = request.getfixturevalue(name)
     pipeline = StableDiffusionPipeline(
         vae=base.vae,
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        unet=base.unet,
+        text_encoder=base.text_encoders["text_encoder"],
+        tokenizer=base.tokenizers["tokenizer"],
+        unet=base.denoiser,
         scheduler=DDIMScheduler.from_pretrained(base.folder, subfolder="scheduler"),
         safety_checker=None,
         feature_extractor=None,
@@ -67,21 +67,21 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(tiny_v_base: Base) -> No
 
 
 def test_the_same_call_gives_the_same_bytes_and_leaves_no_trace(tiny_v_base: Base) -> None:
-    tiny_v_base.unet.train()
+    tiny_v_base.denoiser.train()
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first = draw(tiny_v_base, PROMPTS, SEEDS)
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(6)
     assert np.array_equal(first, draw(tiny_v_base, PROMPTS, SEEDS))
-    assert tiny_v_base.unet.training
+    assert tiny_v_base.denoiser.training
 
 
 def test_prompts_are_encoded_once(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     encode = tiny_base.encode_prompts
 
-    def counted(prompts: list[str]) -> torch.Tensor:
+    def counted(prompts: list[str]) -> dict[str, torch.Tensor]:
         encoded.extend(prompts)
         return encode(prompts)
 
@@ -92,7 +92,7 @@ def test_prompts_are_encoded_once(tiny_base: Base, monkeypatch: pytest.MonkeyPat
 
 
 def test_latents_are_never_clamped(tiny_base: Base) -> None:
-    scheduler = sampling_scheduler(tiny_base)
+    scheduler = tiny_base.sampler(4, initial_noise(tiny_base, SEEDS, 64))
     assert not scheduler.config.clip_sample and not scheduler.config.thresholding
     assert scheduler.config.prediction_type == "epsilon"
     assert scheduler.config.beta_schedule == "scaled_linear"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from captioning import DatasetVersion, UserError, sync_directory
-from training.adapters import UNET_PREFIX, is_attached
+from training.adapters import is_attached
 from training.checkpoints import Contents, load_checkpoint
 from training.export import diffusers, header, kohya
 from training.export.updates import Update, read_updates
@@ -150,13 +150,14 @@ def _tensors(
 
 
 def _base_weights(base: Base) -> dict[str, Tensor]:
-    """The UNet's own weights by module, with or without an adapter on it."""
+    """The denoiser's own weights by module, with or without an adapter on it."""
     inner = ".base_layer" if is_attached(base) else ""
     weights = {}
-    for name, parameter in base.unet.named_parameters():
+    for name, parameter in base.denoiser.named_parameters():
         module, _, kind = name.rpartition(".")
         if kind == "weight" and ".lora_" not in name:
-            weights[UNET_PREFIX + module.removesuffix(inner)] = parameter.detach().cpu().float()
+            key = f"{base.denoiser_name}.{module.removesuffix(inner)}"
+            weights[key] = parameter.detach().cpu().float()
     return weights
 
 

@@ -21,8 +21,8 @@ from training.recipe import Recipe
 # ComfyUI's `/view_metadata` reads no header above this.
 MAX_HEADER_BYTES = 1_000_000
 MODELSPEC_VERSION = "1.0.1"
-# Width of the text embeddings that tells Stable Diffusion 2.x from 1.x.
-SD2_TEXT_WIDTH = 1024
+# ModelSpec has no name for a flow: the entry is left out there.
+_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 # What LyCORIS, which has these forms, would have been told to make them.
 LYCORIS_ARGS = {
     "diff": {"algo": "full"},
@@ -40,21 +40,17 @@ def header_facts(
     one name spoil both.
     """
     size_px = recipe.resolution or base.native_size_px
-    version, architecture, is_v2 = _architecture(base)
     network = recipe.network
     facts = {
         "format": "pt",
         "modelspec.sai_model_spec": MODELSPEC_VERSION,
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{base.modelspec_architecture}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": stem,
         "modelspec.resolution": f"{size_px}x{size_px}",
-        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[
-            base.prediction_type
-        ],
         "ss_output_name": stem,
-        "ss_base_model_version": version,
-        "ss_v2": str(is_v2),
+        "ss_base_model_version": base.kohya_version,
+        "ss_v2": str(base.kohya_version == "sd_v2"),
         "ss_sd_model_name": PurePath(base.id).name,
         "ss_network_module": "lycoris.kohya" if form in LYCORIS_ARGS else "networks.lora",
         "ss_network_args": json.dumps(LYCORIS_ARGS.get(form, {})),
@@ -71,6 +67,8 @@ def header_facts(
         "lorafarm.alpha": str(network.effective_alpha),
         "lorafarm.base_hash": base.content_hash,
     }
+    if base.objective.prediction_type in _PREDICTION_TYPES:
+        facts["modelspec.prediction_type"] = _PREDICTION_TYPES[base.objective.prediction_type]
     if network.method == "dora":
         facts["lorafarm.dora_axis"] = network.dora_axis
     if dataset is not None:
@@ -124,11 +122,3 @@ def encode(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
             "shorten the description, or leave the thumbnail out",
         )
     return len(header).to_bytes(8, "little") + header + body
-
-
-def _architecture(base: Base) -> tuple[str, str, bool]:
-    """(`ss_base_model_version`, ModelSpec architecture, whether it is a 2.x)."""
-    if base.unet.config.cross_attention_dim == SD2_TEXT_WIDTH:
-        size = "768-v" if base.prediction_type == "v_prediction" else "512"
-        return "sd_v2", f"stable-diffusion-v2-{size}", True
-    return "sd_v1", "stable-diffusion-v1", False

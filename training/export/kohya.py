@@ -15,8 +15,14 @@ from torch import Tensor
 
 from training.export.updates import Update
 
-# Families with one text encoder; `lora_te1_` would make tools take the file for SDXL.
-PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+# `lora_te_` is of families with one text encoder; `lora_te1_` would make tools take it for SDXL.
+# Transformers (SD3, FLUX) have the names of OneTrainer, which the same tools read: kohya's own are
+# of layers that diffusers splits (q, k and v are one).
+PREFIXES = {
+    "unet": "lora_unet_",
+    "transformer": "lora_transformer_",
+    "text_encoder": "lora_te_",
+}
 # transformers 5.6 dropped this level from CLIPTextModel; every tool still expects it.
 _TEXT_MODEL = "text_model."
 

@@ -16,7 +16,7 @@ from captioning import UserError
 from training.pack.bank import DOWN, INPUT_MAGNITUDE, MAGNITUDES, UP, parts_of
 from training.recipe import Network
 
-COMPONENTS = ("unet", "text_encoder")
+COMPONENTS = ("unet", "transformer", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _split(key: str) -> tuple[str, str, str]:
     if component not in COMPONENTS or len(names) < 2 or names[-1] not in parts:
         raise UserError(
             f"adapter: {key}",
-            "is no weight of a LoRA or DoRA on the UNet or the text encoder",
+            "is no weight of a LoRA or DoRA on the denoiser or the text encoder",
             "export a checkpoint as training wrote it",
         )
     return component, ".".join(names[:-1]), names[-1]

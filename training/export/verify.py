@@ -1,4 +1,4 @@
-"""Re-reads an exported file as other programs do, and compares the UNet's outputs.
+"""Re-reads an exported file as other programs do, and compares the outputs.
 
 A file, the base and the trained adapter in, the largest error out, or `VerificationError`. Reads
 by diffusers' own loader, and by a plain numpy merge that knows kohya's names only. The caller's
@@ -8,7 +8,7 @@ base is copied, never touched.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,9 @@ SEED = 0
 INPUTS = 2
 # UNets take any size that their three halvings divide; small latents make the check cheap.
 MAX_LATENT_SIDE = 16
-_KOHYA_UNET = "lora_unet_"
+# Every family's times go from 0 to this or a little above.
+LAST_TIMESTEP = 999
+_KOHYA_PREFIXES = {"unet": "lora_unet_", "transformer": "lora_transformer_"}
 
 
 class VerificationError(RuntimeError):
@@ -62,9 +64,11 @@ def verify(
     plain, wanted = _outputs(bare, inputs), _outputs(trained, inputs)
     effect = float((wanted - plain).abs().max())
     limit = EFFECT_TOLERANCE * effect + NOISE_TOLERANCE * float(plain.abs().max())
-    expected = {key.split(".lora_")[0].removeprefix("unet.") for key in state}
-    readers = {
-        "lora": (_diffusers, _numpy_merge),
+    expected = {key.split(".lora_")[0].removeprefix(f"{base.denoiser_name}.") for key in state}
+    # diffusers reads kohya's names of UNets alone.
+    both = (_diffusers, _numpy_merge) if base.denoiser_name == "unet" else (_numpy_merge,)
+    readers: dict[str, tuple[Callable[[Path, Base], set[str]], ...]] = {
+        "lora": both,
         "dora": (_numpy_merge,),
         "diff": (_numpy_merge,),
         "peft": (_diffusers,),
@@ -93,52 +97,63 @@ def verify(
 def _copy(base: Base) -> Base:
     """A base of its own UNet, fp32, without adapter; all else is shared."""
     twin = copy.copy(base)
-    twin.unet = copy.deepcopy(base.unet)
+    twin.denoiser = copy.deepcopy(base.denoiser)
     detach(twin)
-    twin.unet = twin.unet.float().eval()
+    twin.denoiser = twin.denoiser.float().eval()
     twin.dtype = torch.float32
     return twin
 
 
-def _inputs(base: Base) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(base: Base) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(SEED)
-    side = min(MAX_LATENT_SIDE, int(base.unet.config.sample_size))
+    side = min(MAX_LATENT_SIDE, base.native_size_px // base.vae_factor)
     latents = torch.randn(INPUTS, base.latent_channels, side, side, generator=generator)
-    tokens, width = base.tokenizer.model_max_length, base.unet.config.cross_attention_dim
-    text = torch.randn(INPUTS, tokens, width, generator=generator)
-    last = int(base.scheduler.config.num_train_timesteps) - 1
-    timesteps = torch.linspace(last // 5, last, INPUTS).long()
-    return latents.to(base.device), timesteps.to(base.device), text.to(base.device)
+    conditions = {
+        name: torch.randn(INPUTS, *shape, generator=generator)
+        for name, shape in base.condition_shapes().items()
+    }
+    timesteps = torch.linspace(LAST_TIMESTEP // 5, LAST_TIMESTEP, INPUTS).long()
+    return (
+        latents.to(base.device),
+        timesteps.to(base.device),
+        {name: tensor.to(base.device) for name, tensor in conditions.items()},
+    )
 
 
 @torch.no_grad()
-def _outputs(base: Base, inputs: Sequence[Tensor]) -> Tensor:
+def _outputs(base: Base, inputs: tuple[Tensor, Tensor, dict[str, Tensor]]) -> Tensor:
     return base.predict(*inputs).cpu()  # (INPUTS, C, h, w)
 
 
 def _diffusers(path: Path, base: Base) -> set[str]:
-    """Load with `StableDiffusionPipeline`'s loader; returns the layers that now have an adapter."""
-    from diffusers import StableDiffusionPipeline
+    """Load with the loader of the family's pipeline; returns the layers that have an adapter."""
+    import diffusers
     from peft.tuners.lora import LoraLayer
 
+    read = getattr(diffusers, base.pipelines[0]).lora_state_dict
     try:
-        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+        state, *alphas, metadata = read(
             str(path), local_files_only=True, return_lora_metadata=True
-        )
-        StableDiffusionPipeline.load_lora_into_unet(
-            state, network_alphas=alphas, unet=base.unet, metadata=metadata
+        )  # alphas for UNets alone
+        base.denoiser.load_lora_adapter(
+            state,
+            prefix=base.denoiser_name,
+            network_alphas=alphas[0] if alphas else None,
+            metadata=metadata,
         )
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise VerificationError(f"{path.name}: diffusers cannot load it ({error})") from error
-    base.unet.float()
-    return {name for name, module in base.unet.named_modules() if isinstance(module, LoraLayer)}
+    base.denoiser.float()
+    modules = base.denoiser.named_modules()
+    return {name for name, module in modules if isinstance(module, LoraLayer)}
 
 
 def _numpy_merge(path: Path, base: Base) -> set[str]:
     """Add every kohya entry to the weight of its name; returns the layers that were changed."""
+    prefix = _KOHYA_PREFIXES[base.denoiser_name]
     layers = {
-        _KOHYA_UNET + name.replace(".", "_"): (name, module)
-        for name, module in base.unet.named_modules()
+        f"{prefix}{name.replace('.', '_')}": (name, module)
+        for name, module in base.denoiser.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
     entries: dict[str, dict[str, np.ndarray]] = {}

@@ -8,30 +8,36 @@ from pathlib import Path
 import torch
 
 from captioning import UserError
-from training.families.base import (
+from training.families.base import STARTER_BASE, Base, Conditions
+from training.families.files import (
     INDEX_FILE,
-    STARTER_BASE,
-    Base,
+    check_files,
     hash_components,
     read_json,
     resolve_folder,
 )
-from training.families.stable_diffusion import (
-    COMPONENTS,
-    PIPELINE_CLASSES,
-    StableDiffusionBase,
-    check_files,
-)
+from training.families.flux import FluxBase
+from training.families.sd3 import SD3Base
+from training.families.sdxl import SDXLBase
+from training.families.stable_diffusion import StableDiffusionBase
 
 __all__ = [
+    "FAMILIES",
     "STARTER_BASE",
     "Base",
     "BaseFacts",
+    "Conditions",
     "base_facts",
     "base_hash",
+    "family_of",
     "load_base",
     "native_size_px",
 ]
+
+#: By the family's name.
+FAMILIES: dict[str, type[Base]] = {
+    kind.family: kind for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase)
+}
 
 
 @dataclass(frozen=True)
@@ -48,27 +54,34 @@ def load_base(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Base:
-    """Load a base model, frozen, with its UNet in `dtype`, from a diffusers folder or a hub id.
+    """Load a base model, frozen, its denoiser in `dtype`, from a diffusers folder or a hub id.
 
     Raises UserError naming the file and the fix when it is no such model, when a file is missing
     or broken, or when only pickled weights are there.
     """
-    folder = _checked_folder(path_or_id)
-    return StableDiffusionBase(str(path_or_id), folder, torch.device(device), dtype)
+    folder, kind = _checked(path_or_id)
+    return kind(str(path_or_id), folder, torch.device(device), dtype)
 
 
 def base_hash(path_or_id: str | Path) -> str:
-    """sha256 hex of a base's content: its configs, tokenizer and safetensors.
+    """sha256 hex of a base's content: its configs, tokenizers and safetensors.
 
     The same files give the same hash wherever they lie. Reads every byte (about a second per
     gigabyte), loads nothing. Raises UserError like `load_base`.
     """
-    return hash_components(_checked_folder(path_or_id), COMPONENTS)
+    folder, kind = _checked(path_or_id)
+    return hash_components(folder, kind.components)
 
 
 def base_facts(path_or_id: str | Path) -> BaseFacts:
     """Hash and family of a base, checked like `load_base` but not loaded."""
-    return BaseFacts(str(path_or_id), base_hash(path_or_id), StableDiffusionBase.family)
+    folder, kind = _checked(path_or_id)
+    return BaseFacts(str(path_or_id), hash_components(folder, kind.components), kind.family)
+
+
+def family_of(path_or_id: str | Path) -> type[Base]:
+    """The family of a base, by its index; reads no weights. Raises UserError like `load_base`."""
+    return _checked(path_or_id)[1]
 
 
 def native_size_px(path_or_id: str | Path) -> int:
@@ -76,21 +89,21 @@ def native_size_px(path_or_id: str | Path) -> int:
 
     Raises UserError like `load_base`.
     """
-    folder = _checked_folder(path_or_id)
-    sample = int(read_json(folder / "unet" / "config.json")["sample_size"])
-    # The VAE halves the picture between two of its blocks.
-    halvings = len(read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1
-    return sample * 2**halvings
+    folder, kind = _checked(path_or_id)
+    return kind.native_size(folder)
 
 
-def _checked_folder(path_or_id: str | Path) -> Path:
+def _checked(path_or_id: str | Path) -> tuple[Path, type[Base]]:
     folder = resolve_folder(path_or_id)
     pipeline = read_json(folder / INDEX_FILE).get("_class_name")
-    if pipeline not in PIPELINE_CLASSES:
-        raise UserError(
-            f"{folder / INDEX_FILE}: _class_name",
-            f"{pipeline!r} is not a Stable Diffusion 1.x/2.x text-to-image pipeline",
-            "use a base whose model_index.json says StableDiffusionPipeline",
-        )
-    check_files(folder)
-    return folder
+    for kind in FAMILIES.values():
+        if pipeline in kind.pipelines:
+            absent = [name for name in kind.optional if not (folder / name).is_dir()]
+            check_files(folder, tuple(name for name in kind.components if name not in absent))
+            return folder, kind
+    known = ", ".join(name for kind in FAMILIES.values() for name in kind.pipelines)
+    raise UserError(
+        f"{folder / INDEX_FILE}: _class_name",
+        f"{pipeline!r} is of no family that can be trained",
+        f"use a base whose model_index.json says one of: {known}",
+    )

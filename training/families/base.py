@@ -1,57 +1,92 @@
 """What every base model family offers to training, sampling and export.
 
-A folder or hub id in, a frozen `Base` out, with the same methods in every family. The weights of a
+A checked folder in, a frozen `Base` out, with the same methods in every family. The weights of a
 base are never changed; adapters are put on and taken off by `training.adapters`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from captioning import UserError
+from training.families.files import hash_components, load_network, load_part, read_json
+from training.objective import Diffusion, FlowMatching, FlowShift, Objective
 
 STARTER_BASE: Path = Path(__file__).resolve().parent.parent / "starter"
-INDEX_FILE = "model_index.json"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What is fetched from the hub: no pickles, no second precision, no single-file copies.
-_HUB_ALLOW = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model"]
-_HUB_IGNORE = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*"]
-_HASH_CHUNK_BYTES = 1 << 20
+
+#: What a denoiser is told beside latents and time: named tensors, one row per sample.
+Conditions = Mapping[str, Tensor]
 
 
 class Base(ABC):
-    """A frozen base model: its networks, its noise schedule and the sizes that follow from them.
+    """A frozen base model: its networks, its objective and the sizes that follow from them.
 
-    `unet` is kept in `dtype` (fp32 on CPU, half on CUDA), the encoders always in fp32. Pixels are
-    in -1..1, model latents are the VAE's after shift and scale.
+    The denoiser is kept in `dtype` (fp32 on CPU, half on CUDA), VAE and CLIP encoders always in
+    fp32. Pixels are in -1..1, model latents are the VAE's after shift and scale.
     """
 
-    id: str  # the path or hub id as the person gave it
-    folder: Path
-    family: str
-    device: torch.device
-    dtype: torch.dtype
-    native_size_px: int
-    latent_channels: int
-    vae_factor: int  # pixels per latent cell along one side
-    prediction_type: str  # "epsilon" or "v_prediction"
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
-    scheduler: Any  # DDPM with the base's own betas
-
+    #: The family's name in trials, tags and registry entries.
+    family: ClassVar[str]
+    #: The classes that a family's model_index.json may name; the first loads its adapters.
+    pipelines: ClassVar[tuple[str, ...]]
     #: Subfolders that make up the base; everything else in its folder is ignored.
-    components: tuple[str, ...]
+    components: ClassVar[tuple[str, ...]]
+    #: Of `components`, those that a complete model may lack.
+    optional: ClassVar[tuple[str, ...]] = ()
+    #: The component that is trained, and the prefix of its modules in adapter files.
+    denoiser_name: ClassVar[str]
+    #: Endings of the names of the denoiser's linear layers, for the presets of `network.targets`.
+    attention_modules: ClassVar[tuple[str, ...]]
+    feed_forward_modules: ClassVar[tuple[str, ...]]
+    #: What `precision: auto` means on CUDA.
+    half: ClassVar[str] = "fp16"
+    #: Whether the objective is a flow and not a diffusion.
+    is_flow: ClassVar[bool] = False
+    #: Dotted recipe fields whose value is this when a recipe does not say.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: Pixels per latent cell and latent cells per token, along one side.
+    patch: ClassVar[int] = 1
+
+    def __init__(
+        self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from diffusers import AutoencoderKL
+
+        self.id = path_or_id
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
+        self.vae: Any = load_network(AutoencoderKL, folder, "vae", torch.float32).to(device)
+        self.latent_channels = int(self.vae.config.latent_channels)
+        self.vae_factor = _vae_factor(self.vae.config.block_out_channels)
+        self.native_size_px = self.native_size(folder)
+        self.text_encoders: dict[str, Any] = {}
+        self.tokenizers: dict[str, Any] = {}
+        self.denoiser: Any
+        self.objective: Objective
+
+    @classmethod
+    @abstractmethod
+    def native_size(cls, folder: Path) -> int:
+        """The side of the pictures that the base was trained on, px; loads no weights."""
+
+    @property
+    def size_multiple_px(self) -> int:
+        """What the side of a picture must be a multiple of."""
+        return self.vae_factor * self.patch
+
+    @property
+    def guidance_embedded(self) -> bool:
+        """Whether the denoiser is told the guidance and needs no unconditional half."""
+        return False
 
     @cached_property
     def content_hash(self) -> str:
@@ -60,133 +95,169 @@ class Base(ABC):
 
     @cached_property
     def encoder_hash(self) -> str:
-        """sha256 over the VAE, the text encoder and the tokenizer: what cached latents rest on."""
-        return hash_components(self.folder, tuple(c for c in self.components if c != "unet"))
+        """sha256 over the VAE, text encoders and tokenizers: what cached latents rest on."""
+        own = tuple(name for name in self.components if name != self.denoiser_name)
+        return hash_components(self.folder, own)
+
+    # Encoders.
 
     @abstractmethod
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Text embeddings, fp32 on the base's device.  # (N, T, C)"""
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What the denoiser is told of every prompt, fp32 on the base's device.  # (N, ...) each"""
+
+    def picture_conditions(
+        self, original: tuple[int, int], corner: tuple[int, int], size_px: int
+    ) -> dict[str, Tensor]:
+        """What the denoiser is told of a picture itself, fp32: most families tell it nothing.
+
+        `original` is the file's (height, width), `corner` the crop's (top, left) in the scaled
+        picture, `size_px` the crop's side. Sampling asks for (size, size) and (0, 0).
+        """
+        return {}
 
     @abstractmethod
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every condition of one sample, as `predict` takes them."""
+
+    @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The VAE's posterior of (N, 3, H, W) pixels in -1..1: mean and log-variance, fp32.
 
         Raw values of the VAE; `to_latents` turns a sample of it into the model's latents.
         # 2 x (N, C, h, w)
         """
+        posterior = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist
+        return posterior.mean, posterior.logvar
 
-    @abstractmethod
     def to_latents(self, posterior_sample: Tensor) -> Tensor:
-        """Shift and scale a sample of the VAE's posterior as the UNet expects it."""
+        """Shift and scale a sample of the VAE's posterior as the denoiser expects it."""
+        shift, scale = self._latent_affine(posterior_sample)
+        return (posterior_sample - shift) * scale
 
-    @abstractmethod
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) in about -1..1, fp32, of the model's latents (N, C, h, w)."""
+        latents = latents.to(self.device, torch.float32)
+        shift, scale = self._latent_affine(latents)
+        return self.vae.decode(latents / scale + shift).sample
+
+    def _latent_affine(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """What is taken from a raw latent, and what the rest is multiplied by."""
+        config = self.vae.config
+        scale = float(config.scaling_factor)
+        means, deviations = (
+            getattr(config, "latents_mean", None),
+            getattr(config, "latents_std", None),
+        )
+        if means is None or deviations is None:
+            return float(getattr(config, "shift_factor", None) or 0.0), scale
+        # Per channel, as in StableDiffusionXLPipeline.
+        mean = torch.tensor(means, device=like.device).view(1, -1, 1, 1)
+        return mean, scale / torch.tensor(deviations, device=like.device).view(1, -1, 1, 1)
+
+    # The denoiser.
 
     @abstractmethod
-    def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """The UNet's output (noise or v) for noisy latents, fp32.  # (N, C, h, w)
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """The denoiser's output for noisy latents, fp32: what the objective calls its target.
 
-        `timesteps` is (N,) int64 in 0..T-1, `text` is (N, T, C).
+        `timesteps` is (N,) as the objective draws them.  # (N, C, h, w)
         """
 
+    @abstractmethod
+    def sampler(self, steps: int, latents: Tensor) -> Any:
+        """A diffusers scheduler of the family's kind, set to `steps` for latents of this shape."""
+
     def offload_encoders(self) -> None:
-        """Free the accelerator of the VAE and the text encoder; training needs neither."""
-        self.vae.to("cpu")
-        self.text_encoder.to("cpu")
+        """Free the accelerator of the VAE and the text encoders; training needs none."""
+        for encoder in (self.vae, *self.text_encoders.values()):
+            encoder.to("cpu")
 
     def restore_encoders(self) -> None:
-        """Bring the VAE and the text encoder back to the base's device."""
-        self.vae.to(self.device)
-        self.text_encoder.to(self.device)
+        """Bring the VAE and the text encoders back to the base's device."""
+        for encoder in (self.vae, *self.text_encoders.values()):
+            encoder.to(self.device)
+
+    @contextmanager
+    def text_encoders_ready(self) -> Iterator[None]:
+        """Within the block the text encoders are on the base's device, wherever they were."""
+        before = {name: encoder.device for name, encoder in self.text_encoders.items()}
+        for encoder in self.text_encoders.values():
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for name, encoder in self.text_encoders.items():
+                encoder.to(before[name])
+
+    # What generation tools are told.
+
+    @property
+    @abstractmethod
+    def kohya_version(self) -> str:
+        """`ss_base_model_version`, by which A1111, Forge and InvokeAI know the family."""
+
+    @property
+    @abstractmethod
+    def modelspec_architecture(self) -> str:
+        """`modelspec.architecture`, without the adapter's kind."""
 
 
-def resolve_folder(path_or_id: str | Path) -> Path:
-    """The local folder of a base: the path itself, or the hub's snapshot of `owner/name`.
+def diffusion_objective(folder: Path) -> Diffusion:
+    """Of a base whose scheduler has betas; UserError if it predicts neither noise nor v."""
+    from diffusers import DDPMScheduler
 
-    Raises UserError if there is no such folder, if it is not a diffusers layout, or if the hub
-    has no such model or cannot be reached while no copy is cached.
+    file = folder / "scheduler" / "scheduler_config.json"
+    # diffusers' schedulers predict epsilon when the config does not say.
+    kind = str(read_json(file).get("prediction_type", "epsilon"))
+    if kind not in {"epsilon", "v_prediction"}:
+        raise UserError(
+            f"{file}: prediction_type",
+            f"{kind!r} is not one of epsilon, v_prediction",
+            "use a base trained to predict noise or v",
+        )
+    scheduler = load_part(DDPMScheduler, folder, "scheduler")
+    return Diffusion(kind, scheduler.alphas_cumprod)  # type: ignore[arg-type]
+
+
+def ddim_sampler(folder: Path, steps: int, device: torch.device) -> Any:
+    """DDIM (Song et al. 2021) with the betas, spacing and prediction type of the base's config.
+
+    `clip_sample` and `thresholding` clamp pixels; latents have no such range, so both are off even
+    where a config forgot to say so.
     """
-    path = Path(path_or_id).expanduser()
-    if path.is_file():
+    from diffusers import DDIMScheduler
+
+    scheduler = load_part(DDIMScheduler, folder, "scheduler", clip_sample=False, thresholding=False)
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+def flow_objective(folder: Path, patch: int) -> FlowMatching:
+    """Of a base whose scheduler is `FlowMatchEulerDiscreteScheduler`."""
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    if not config.get("use_dynamic_shifting", False):
+        return FlowMatching(FlowShift(float(config.get("shift", 1.0))))
+    tokens = int(config.get("base_image_seq_len", 256)), int(config.get("max_image_seq_len", 4096))
+    mu = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
+    return FlowMatching(FlowShift(None, patch, tokens, mu))
+
+
+def vae_factor(folder: Path) -> int:
+    """Pixels per latent cell along one side; the VAE halves between two of its blocks."""
+    return _vae_factor(read_json(folder / "vae" / "config.json")["block_out_channels"])
+
+
+def _vae_factor(block_out_channels: list[int]) -> int:
+    return 2 ** (len(block_out_channels) - 1)
+
+
+def refuse_other_inputs(base: Base, channels: int) -> None:
+    """UserError when the denoiser takes more than latents: an inpainting or depth model."""
+    if channels != base.latent_channels:
         raise UserError(
-            str(path),
-            "is a single file, not a folder in diffusers layout",
-            "convert it once: StableDiffusionPipeline.from_single_file(file)"
-            ".save_pretrained(folder), then give the folder",
+            str(base.folder / base.denoiser_name / "config.json"),
+            f"in_channels is {channels}, but the VAE has {base.latent_channels} latent channels "
+            "(an inpainting or depth model?)",
+            "use the text-to-image model of the family",
         )
-    if not path.is_dir():
-        if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(path_or_id):
-            raise UserError(
-                str(path_or_id),
-                "no such folder",
-                "give the folder of a model in diffusers layout, or a hub id such as owner/name",
-            )
-        path = _download(path_or_id)
-    if not (path / INDEX_FILE).is_file():
-        raise UserError(
-            str(path / INDEX_FILE),
-            "is missing, so this is no model in diffusers layout",
-            "give the folder that holds model_index.json, unet/, vae/, text_encoder/, tokenizer/ "
-            "and scheduler/",
-        )
-    return path
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(
-            hub_id, allow_patterns=_HUB_ALLOW, ignore_patterns=_HUB_IGNORE, max_workers=4
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            hub_id,
-            f"is no local folder, and it could not be had from the hub ({reason})",
-            "check the spelling and the network, or give the path of a local copy",
-        ) from error
-    return Path(folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model's folder; UserError naming the file if it is missing or broken."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            str(path), "is missing", "complete the model's folder (save_pretrained writes it)"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            str(path), f"is not readable JSON ({error})", "download or save the model again"
-        ) from error
-    if not isinstance(data, dict):
-        raise UserError(
-            str(path), f"holds a {type(data).__name__}, not an object", "save the model again"
-        )
-    return data
-
-
-def hash_components(folder: Path, components: tuple[str, ...]) -> str:
-    """sha256 hex over the names and bytes of the configs, tokenizer files and safetensors.
-
-    Pickles and other files in the folder are left out: they are never loaded. A unet's file and
-    the same file elsewhere give the same hash, wherever the model's folder lies.
-    """
-    digest = hashlib.sha256()
-    files = [
-        path
-        for component in components
-        for path in (folder / component).rglob("*")
-        if path.suffix in {".json", ".txt", ".safetensors", ".model"} and path.is_file()
-    ]
-    for path in sorted(files, key=lambda file: file.relative_to(folder).as_posix()):
-        content = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                content.update(chunk)
-        digest.update(f"{path.relative_to(folder).as_posix()}\n{content.hexdigest()}\n".encode())
-    return digest.hexdigest()

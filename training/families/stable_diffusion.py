@@ -1,189 +1,96 @@
-"""Stable Diffusion 1.x and 2.x layout: one CLIP text encoder, an AutoencoderKL, a 2D UNet.
-
-A diffusers folder in, a frozen base out. Reads safetensors only, never a pickle.
-"""
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, an AutoencoderKL, a 2D UNet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captioning import UserError, no_progress_bars
-from training.families.base import Base, read_json
+from training.families.base import (
+    Base,
+    Conditions,
+    ddim_sampler,
+    diffusion_objective,
+    refuse_other_inputs,
+    vae_factor,
+)
+from training.families.clip_text import clip_tokens
+from training.families.files import load_network, load_part, read_json
 
-PIPELINE_CLASSES = frozenset({"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"})
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_CONFIG_FILES = {
-    "unet": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "scheduler": "scheduler_config.json",
-}
-# Component -> stem of its weight file; `<stem>.fp16.safetensors` and shards are taken as well.
-_WEIGHT_STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+# Module name endings in diffusers' UNet2DConditionModel; the same lists as its LoRA scripts.
+UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+UNET_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+# Width of the text embeddings that tells Stable Diffusion 2.x from 1.x.
+SD2_TEXT_WIDTH = 1024
 
 
 class StableDiffusionBase(Base):
     """An SD1.5-family base; see `Base` for what the methods take and give."""
 
     family = "sd15"
-    components = COMPONENTS
+    pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    components = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    denoiser_name = "unet"
+    attention_modules = UNET_ATTENTION
+    feed_forward_modules = UNET_FEED_FORWARD
 
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        self.id = path_or_id
-        self.folder = folder
-        self.device = device
-        self.dtype = dtype
-        self.prediction_type = _prediction_type(folder)
-        self.unet = _load(UNet2DConditionModel, folder, "unet", dtype).to(device)
-        self.vae = _load(AutoencoderKL, folder, "vae", torch.float32).to(device)
-        self.text_encoder = _load(CLIPTextModel, folder, "text_encoder", torch.float32).to(device)
-        with _naming(folder / "tokenizer"):
-            self.tokenizer = CLIPTokenizer.from_pretrained(
-                folder, subfolder="tokenizer", local_files_only=True
-            )
-        with _naming(folder / "scheduler"):
-            self.scheduler = DDPMScheduler.from_pretrained(
-                folder, subfolder="scheduler", local_files_only=True
-            )
-        for module in (self.unet, self.vae, self.text_encoder):
-            module.requires_grad_(False)
-            module.eval()
-        self.latent_channels = int(self.vae.config.latent_channels)
-        self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.native_size_px = int(self.unet.config.sample_size) * self.vae_factor
-        self._shift = float(getattr(self.vae.config, "shift_factor", None) or 0.0)
-        self._scale = float(self.vae.config.scaling_factor)
-        if self.unet.config.in_channels != self.latent_channels:
-            raise UserError(
-                str(folder / "unet" / "config.json"),
-                f"in_channels is {self.unet.config.in_channels}, but the VAE has "
-                f"{self.latent_channels} latent channels (an inpainting or depth model?)",
-                "use the text-to-image model of the family",
-            )
+        super().__init__(path_or_id, folder, device, dtype)
+        self.objective = diffusion_objective(folder)
+        self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype).to(device)
+        refuse_other_inputs(self, self.denoiser.config.in_channels)
+        encoder = load_network(CLIPTextModel, folder, "text_encoder", torch.float32)
+        self.text_encoders = {"text_encoder": encoder.to(device)}
+        self.tokenizers = {"tokenizer": load_part(CLIPTokenizer, folder, "tokenizer")}
+
+    @classmethod
+    def native_size(cls, folder: Path) -> int:
+        return int(read_json(folder / "unet" / "config.json")["sample_size"]) * vae_factor(folder)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Tensor:
-        tokens = self.tokenizer(
-            prompts,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        encoder = self.text_encoders["text_encoder"]
+        tokens = clip_tokens(self.tokenizers["tokenizer"], prompts)
         # Like StableDiffusionPipeline.encode_prompt: a mask only where the encoder's config asks.
         mask = None
-        if getattr(self.text_encoder.config, "use_attention_mask", False):
+        if getattr(encoder.config, "use_attention_mask", False):
             mask = tokens.attention_mask.to(self.device)
-        output = self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)
-        return output[0].float()  # (N, T, C)
+        output = encoder(tokens.input_ids.to(self.device), attention_mask=mask)
+        return {"text": output[0].float()}  # (N, T, C)
 
-    @torch.no_grad()
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(pixels.to(self.device, torch.float32)).latent_dist
-        return posterior.mean, posterior.logvar  # 2 x (N, C, h, w)
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        length = self.tokenizers["tokenizer"].model_max_length
+        return {"text": (length, self.denoiser.config.cross_attention_dim)}
 
-    def to_latents(self, posterior_sample: Tensor) -> Tensor:
-        return (posterior_sample - self._shift) * self._scale
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        latents = latents.to(self.device, torch.float32) / self._scale + self._shift
-        return self.vae.decode(latents).sample  # (N, 3, H, W)
-
-    def predict(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        output = self.unet(
-            latents.to(self.dtype), timesteps, encoder_hidden_states=text.to(self.dtype)
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        output = self.denoiser(
+            latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=conditions["text"].to(self.dtype),
         )
         return output.sample.float()  # (N, C, h, w)
 
+    def sampler(self, steps: int, latents: Tensor) -> Any:
+        return ddim_sampler(self.folder, steps, self.device)
 
-def _prediction_type(folder: Path) -> str:
-    file = folder / "scheduler" / "scheduler_config.json"
-    # diffusers' schedulers predict epsilon when the config does not say.
-    kind = str(read_json(file).get("prediction_type", "epsilon"))
-    if kind not in PREDICTION_TYPES:
-        raise UserError(
-            f"{file}: prediction_type",
-            f"{kind!r} is not one of {', '.join(PREDICTION_TYPES)}",
-            "use a base trained to predict noise or v",
-        )
-    return kind
+    @property
+    def kohya_version(self) -> str:
+        return "sd_v2" if self._is_sd2 else "sd_v1"
 
+    @property
+    def modelspec_architecture(self) -> str:
+        if not self._is_sd2:
+            return "stable-diffusion-v1"
+        v_prediction = self.objective.prediction_type == "v_prediction"
+        return f"stable-diffusion-v2-{'768-v' if v_prediction else '512'}"
 
-def check_files(folder: Path) -> None:
-    """Raise UserError for the first component whose config or safetensors file is missing."""
-    for component, config_file in _CONFIG_FILES.items():
-        read_json(folder / component / config_file)
-    for component, stem in _WEIGHT_STEMS.items():
-        if _weight_variant(folder / component, stem) is None:
-            pickles = sorted((folder / component).glob("*.bin"))
-            found = f"only {pickles[0].name}, a pickle, is there" if pickles else "is missing"
-            raise UserError(
-                str(folder / component / f"{stem}.safetensors"),
-                found,
-                "save the model as safetensors (save_pretrained(..., safe_serialization=True)); "
-                "pickles can run code and are never loaded"
-                if pickles
-                else "complete the model's folder; its download may have been cut off",
-            )
-    if not any((folder / "tokenizer").glob("*.json")):
-        raise UserError(
-            str(folder / "tokenizer"),
-            "holds no vocabulary",
-            "complete the model's folder with tokenizer/vocab.json and merges.txt",
-        )
-
-
-def _weight_variant(folder: Path, stem: str) -> str | None:
-    """'' for plain weights, 'fp16' if only those are there, None if there are none."""
-    for variant in ("", "fp16"):
-        dotted = f"{stem}.{variant}" if variant else stem
-        index = f"{stem}.safetensors.index.{variant}" if variant else f"{stem}.safetensors.index"
-        if (folder / f"{dotted}.safetensors").is_file() or (folder / f"{index}.json").is_file():
-            return variant
-    return None
-
-
-def _load(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
-    """One network from its subfolder; UserError naming the folder when it cannot be read."""
-    with _naming(folder / component), no_progress_bars():
-        return kind.from_pretrained(
-            folder,
-            subfolder=component,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=_weight_variant(folder / component, _WEIGHT_STEMS[component]) or None,
-        )
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Turn what the model libraries raise on broken files into a UserError that names them."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            str(folder),
-            f"could not be loaded ({lines[0]})",
-            "download or save the model again; its files may be cut off or of another family",
-        ) from error
+    @property
+    def _is_sd2(self) -> bool:
+        return bool(self.denoiser.config.cross_attention_dim == SD2_TEXT_WIDTH)

@@ -72,8 +72,11 @@ class _Group:
 class AdapterBank:
     """K adapters on `layers`; see the module's docstring."""
 
-    def __init__(self, layers: Mapping[str, nn.Linear], networks: Sequence[Network]) -> None:
-        """`layers` by module name, all on one device. The weights are zero until `load`."""
+    def __init__(
+        self, layers: Mapping[str, nn.Linear], networks: Sequence[Network], component: str = "unet"
+    ) -> None:
+        """`layers` of `component` by module name, on one device. Weights are zero until `load`."""
+        self.component = component
         first = next(iter(layers.values())).weight
         self.device = first.device
         self.networks = tuple(networks)

@@ -1,0 +1,326 @@
+"""Every family by the same tests: encode, sample, train, resume, export, reload.
+
+The reference is diffusers' own pipeline and PEFT, on small random models of the real architectures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_families import BUILDERS, build
+
+from captioning import DatasetVersion, UserError
+from training.adapters import load_adapter, target_layers
+from training.batches import draw_batch
+from training.checkpoints import list_checkpoints, load_checkpoint
+from training.export import export_adapter
+from training.families import FAMILIES, Base, base_facts, load_base, native_size_px
+from training.fitting import fit_recipe
+from training.latents import LatentCache, encode_dataset
+from training.loop import train
+from training.objective import FLOW_TIMESTEPS, FlowMatching, FlowShift
+from training.recipe import Network, Recipe
+from training.sampling import initial_noise, sample
+
+NAMES = list(BUILDERS)
+FLOWS = [name for name in NAMES if name.startswith(("sd3", "flux"))]
+SIZE_PX = 64
+PROMPTS = ["zkw, person, red hat", "zkw, close-up"]
+
+MakeCache = Callable[..., LatentCache]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All small pipelines on disk; read them, never change them."""
+    return {name: build(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def base(name: str, folders: dict[str, Path]) -> Base:
+    return load_base(folders[name])
+
+
+@pytest.fixture
+def cache(base: Base, tiny_dataset: DatasetVersion, tmp_path: Path) -> LatentCache:
+    return encode_dataset(tiny_dataset, base, SIZE_PX, False, tmp_path / "latents")
+
+
+def pipeline_of(base: Base) -> Any:
+    absent = {name: None for name in base.optional if not (base.folder / name).is_dir()}
+    pipeline = getattr(diffusers, base.pipelines[0]).from_pretrained(
+        base.folder, use_safetensors=True, **absent
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def small(base: Base, **changes: Any) -> Recipe:
+    options = {"steps": 4, "checkpoint_every": 2, "batch_size": 2, "caption_dropout": 0.3}
+    network = changes.pop("network", {"rank": 4})
+    # Adam divides by the size of a gradient; eps keeps rounding in the smallest ones small.
+    optimizer = {"lr": 1e-2, "eps": 1e-4}
+    recipe = Recipe.model_validate(
+        {**options, **changes, "network": network, "optimizer": optimizer}
+    )
+    return fit_recipe(recipe, base.family, "test")
+
+
+def test_it_is_known_by_its_index(name: str, base: Base) -> None:
+    facts = base_facts(base.folder)
+    assert facts.family == base.family == name.split("-")[0]
+    assert facts.content_hash == base.content_hash
+    assert native_size_px(base.folder) == (1024 if base.family == "flux" else SIZE_PX)
+    frozen = (base.denoiser, base.vae, *base.text_encoders.values())
+    assert not any(p.requires_grad for module in frozen for p in module.parameters())
+
+
+def test_prompts_are_encoded_as_by_the_pipeline(base: Base) -> None:
+    found = base.encode_prompts(PROMPTS)
+    arguments = [PROMPTS, PROMPTS] + ([PROMPTS] if base.family == "sd3" else [])
+    said = pipeline_of(base).encode_prompt(*arguments[: _prompts(base)], device="cpu")
+    text, pooled = (said[0], said[1]) if base.family == "flux" else (said[0], said[2])
+    torch.testing.assert_close(found["text"], text, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["pooled"], pooled)
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in found.items()}
+    own = base.picture_conditions((64, 64), (0, 0), 64)
+    assert {**shapes, **{k: tuple(t.shape) for k, t in own.items()}} == base.condition_shapes()
+
+
+def _prompts(base: Base) -> int:
+    return 3 if base.family == "sd3" else 2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_are_those_of_the_pipeline(base: Base, guidance: float) -> None:
+    pipeline = pipeline_of(base)
+    noise = initial_noise(base, [3, 1], SIZE_PX)
+    options: dict[str, Any] = {"guidance_scale": guidance, "negative_prompt": ["", ""]}
+    if base.family == "sdxl":
+        config = pipeline.scheduler.config
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(
+            config, clip_sample=False, set_alpha_to_one=True
+        )
+        noise = noise.clone()
+    if base.family == "flux":
+        noise = pipeline._pack_latents(noise, 2, 16, 8, 8)
+        if not base.guidance_embedded:
+            options = {"true_cfg_scale": guidance, "negative_prompt": ["", ""]}
+        else:
+            options = {"guidance_scale": guidance}
+    wanted = pipeline(
+        PROMPTS,
+        num_inference_steps=3,
+        height=SIZE_PX,
+        width=SIZE_PX,
+        latents=noise,
+        output_type="np",
+        **options,
+    ).images
+    found = sample(base, PROMPTS, [3, 1], steps=3, guidance=guidance, size_px=SIZE_PX)
+    # The tiny VAE is random, so a rounding of the last bit may show as one level.
+    assert np.abs(found.astype(int) - (wanted * 255).round()).max() <= 1
+
+
+def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
+    """The denoiser's output as diffusers' training script of the family asks for it."""
+    told, times = batch.conditions, batch.timesteps
+    if base.family == "sdxl":
+        added = {"text_embeds": told["pooled"], "time_ids": told["time_ids"]}
+        return denoiser(noisy, times, told["text"], added_cond_kwargs=added).sample
+    if base.family == "sd3":
+        return denoiser(
+            hidden_states=noisy,
+            timestep=times,
+            encoder_hidden_states=told["text"],
+            pooled_projections=told["pooled"],
+            return_dict=False,
+        )[0]
+    pipeline = diffusers.FluxPipeline
+    count, channels, height, width = noisy.shape
+    output = denoiser(
+        hidden_states=pipeline._pack_latents(noisy, count, channels, height, width),
+        timestep=times / 1000,
+        guidance=torch.ones(count) if denoiser.config.guidance_embeds else None,
+        pooled_projections=told["pooled"],
+        encoder_hidden_states=told["text"],
+        txt_ids=torch.zeros(told["text"].shape[1], 3),
+        img_ids=pipeline._prepare_latent_image_ids(
+            count, height // 2, width // 2, "cpu", torch.float32
+        ),
+        return_dict=False,
+    )[0]
+    return pipeline._unpack_latents(output, height * 8, width * 8, 8)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_training_equals_a_plain_diffusers_and_peft_loop(
+    base: Base, cache: LatentCache, method: str, tmp_path: Path
+) -> None:
+    network = {"rank": 4, "method": method, "dora_axis": "output"}
+    recipe = small(base, network=network, min_snr_gamma=None, seed=5)
+    train(base, cache, recipe, tmp_path / "trial")
+    found = load_checkpoint(list_checkpoints(tmp_path / "trial")[-1].path).adapter
+
+    denoiser = getattr(pipeline_of(base), base.denoiser_name)
+    denoiser.requires_grad_(False)
+    torch.manual_seed(recipe.seed)
+    modules = [f".*\\.({'|'.join(end.replace('.', '[.]') for end in base.attention_modules)})"]
+    denoiser.add_adapter(
+        LoraConfig(r=4, lora_alpha=4, target_modules=modules[0], use_dora=method == "dora")
+    )
+    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4, weight_decay=0.01)
+    for step in range(recipe.steps):
+        batch = draw_batch(recipe, cache, step, range(2), 2, base.objective)
+        latents = base.to_latents(batch.posterior_samples)
+        if base.objective.prediction_type == "flow":
+            sigmas = (batch.timesteps / FLOW_TIMESTEPS).view(-1, 1, 1, 1)
+            noisy = (1 - sigmas) * latents + sigmas * batch.noise
+            target = batch.noise - latents
+        else:
+            scheduler = diffusers.DDPMScheduler.from_pretrained(base.folder, subfolder="scheduler")
+            noisy = scheduler.add_noise(latents, batch.noise, batch.timesteps)
+            target = batch.noise
+            if scheduler.config.prediction_type == "v_prediction":
+                target = scheduler.get_velocity(latents, batch.noise, batch.timesteps)
+        loss = (forward(base, denoiser, noisy, batch) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    wanted = {
+        key.replace(".default", ""): tensor
+        for key, tensor in denoiser.named_parameters()
+        if "lora_" in key
+    }
+    assert len(wanted) == len(found)
+    for key, tensor in wanted.items():
+        own = found[f"{base.denoiser_name}.{key.removesuffix('.weight')}" + _weight(key)]
+        tensor = tensor.detach()
+        assert (own - tensor).abs().max() <= 1e-5 * tensor.abs().max(), key
+
+
+def _weight(key: str) -> str:
+    return "" if "magnitude" in key else ".weight"
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_train_resume_sample_export_reload(
+    base: Base, cache: LatentCache, method: str, tmp_path: Path
+) -> None:
+    recipe = small(base, network={"rank": 4, "method": method})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(base, cache, recipe, whole)
+    asked = iter([False, True])
+    assert train(base, cache, recipe, broken, stop=lambda: next(asked)) == 2
+    train(base, cache, recipe, broken)
+    checkpoints = list_checkpoints(whole)
+    assert [one.step for one in checkpoints] == [2, 4]
+    state = load_checkpoint(checkpoints[-1].path).adapter
+    again = load_checkpoint(list_checkpoints(broken)[-1].path).adapter
+    assert state.keys() == again.keys()
+    assert all(torch.equal(state[key], again[key]) for key in state)
+
+    plain = sample(base, PROMPTS, [1, 2], steps=2, guidance=1.0, size_px=SIZE_PX)
+    load_adapter(base, state, recipe.network)
+    trained = sample(base, PROMPTS, [1, 2], steps=2, guidance=1.0, size_px=SIZE_PX)
+    assert np.abs(trained.astype(int) - plain.astype(int)).max() > 0
+    for form in ("kohya", "diffusers"):
+        report = export_adapter(
+            checkpoints[-1].path,
+            base,
+            tmp_path / f"{form}.safetensors",
+            form,  # type: ignore[arg-type]
+            dtype=torch.float32,
+        )
+        assert report.modules == len(target_layers(base, recipe.network))
+        assert report.max_error <= 0.01 * report.effect
+
+
+def test_the_diffusers_export_gives_the_pipeline_the_same_pictures(
+    base: Base, cache: LatentCache, tmp_path: Path
+) -> None:
+    recipe = small(base)
+    train(base, cache, recipe, tmp_path / "trial")
+    last = list_checkpoints(tmp_path / "trial")[-1].path
+    export_adapter(last, base, tmp_path / "out.safetensors", "diffusers", dtype=torch.float32)
+    pipeline = pipeline_of(base)
+    pipeline.load_lora_weights(str(tmp_path), weight_name="out.safetensors")
+    batch = draw_batch(recipe, cache, 0, range(2), 2, base.objective)
+    noisy = base.to_latents(batch.posterior_samples)
+    load_adapter(base, load_checkpoint(last).adapter, recipe.network)
+    with torch.no_grad():
+        wanted = base.predict(noisy, batch.timesteps, batch.conditions)
+        found = forward(base, getattr(pipeline, base.denoiser_name), noisy, batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FLOWS, indirect=True)
+def test_a_flow_refuses_what_belongs_to_diffusions(base: Base) -> None:
+    with pytest.raises(UserError, match=r"min_snr_gamma.*no signal-to-noise"):
+        fit_recipe(Recipe(min_snr_gamma=5.0), base.family, "sweep.yaml")
+    assert fit_recipe(Recipe(), base.family, "test").min_snr_gamma is None
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_diffusion_refuses_what_belongs_to_flows(family: str) -> None:
+    with pytest.raises(UserError, match=r"sweep.yaml: timestep_shift.*flow models"):
+        fit_recipe(Recipe(timestep_shift=3.0), family, "sweep.yaml")
+    assert fit_recipe(Recipe(), family, "test") == Recipe()
+
+
+def test_family_defaults_fill_in_only_what_is_not_said() -> None:
+    filled = fit_recipe(Recipe(), "flux", "test")
+    assert filled.optimizer.lr == FAMILIES["flux"].defaults["optimizer.lr"] == 4e-4
+    said = Recipe.model_validate({"optimizer": {"lr": 1e-5}, "batch_size": 3})
+    assert fit_recipe(said, "flux", "test").optimizer.lr == 1e-5
+    assert fit_recipe(said, "flux", "test").batch_size == 3
+
+
+def test_targets_by_regular_expression(base: Base) -> None:
+    queries = target_layers(base, Network(targets=r"regex:to_q$"))
+    assert queries and all(name.endswith("to_q") for name in queries)
+    with pytest.raises(UserError, match="names no linear layer"):
+        target_layers(base, Network(targets="regex:nothing_like_it"))
+    wide = target_layers(base, Network(targets="attention+ff"))
+    assert target_layers(base, Network()).keys() < wide.keys()
+
+
+@pytest.mark.parametrize("side", [8, 64, 128])
+def test_the_shift_is_that_of_the_flux_pipeline(side: int) -> None:
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    mu = calculate_shift((side // 2) ** 2, 256, 4096, 0.5, 1.15)
+    assert FlowShift(None).at(side, side) == pytest.approx(np.exp(mu))
+
+
+def test_flow_times_are_logit_normal_and_shifted() -> None:
+    """The logit of an unshifted time is standard normal; a shift s moves the logit by ln s."""
+    objective = FlowMatching(FlowShift(3.0))
+    recipe = fit_recipe(Recipe(), "sd3", "test")
+    generator = torch.Generator().manual_seed(0)
+    draws = [objective.draw_timestep(recipe, generator, torch.Size((1, 8, 8))) for _ in range(4000)]
+    logits = torch.logit(torch.stack(draws) / FLOW_TIMESTEPS)
+    assert abs(float(logits.mean()) - np.log(3.0)) < 0.05
+    assert abs(float(logits.std()) - 1) < 0.05
+
+
+def test_sdxl_is_told_size_and_place_of_the_crop(folders: dict[str, Path]) -> None:
+    base = load_base(folders["sdxl"])
+    told = base.picture_conditions((300, 200), (16, 0), 64)["time_ids"]
+    pipeline = pipeline_of(base)
+    wanted = pipeline._get_add_time_ids((300, 200), (16, 0), (64, 64), torch.float32, 32)
+    assert torch.equal(told, wanted[0])

@@ -1,0 +1,178 @@
+"""FLUX.1 (dev, schnell): a CLIP and a T5 encoder, a transformer on 2 x 2 patches, a flow.
+
+dev is told the guidance and makes a picture in one pass; schnell is not told it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioning import UserError
+from training.families.base import Base, Conditions, flow_objective
+from training.families.clip_text import clip_tokens
+from training.families.files import load_network, load_part
+from training.families.t5_text import load_t5, t5_states
+
+# Tokens of the T5, the default of FluxPipeline.
+T5_TOKENS = 512
+# FluxPipeline's default size; the transformer's config names none.
+NATIVE_SIZE_PX = 1024
+# What dev is told in training (diffusers' train_dreambooth_lora_flux.py and kohya's flux_train).
+TRAINING_GUIDANCE = 1.0
+# The learning rate is that of Replicate's flux-fine-tuner at rank 16.
+DEFAULTS = {"min_snr_gamma": None, "optimizer.lr": 4e-4, "batch_size": 1}
+
+
+class FluxBase(Base):
+    """A FLUX.1 base; see `Base` for what the methods take and give."""
+
+    family = "flux"
+    pipelines = ("FluxPipeline",)
+    components = (
+        "transformer",
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "scheduler",
+    )
+    denoiser_name = "transformer"
+    # The default targets of diffusers' DreamBooth script, of double and single blocks.
+    attention_modules = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    )
+    feed_forward_modules = (
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+        "proj_mlp",
+        "proj_out",
+    )
+    half = "bf16"  # its activations overflow fp16
+    is_flow = True
+    defaults = DEFAULTS
+    patch = 2
+
+    def __init__(
+        self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from diffusers import FluxTransformer2DModel
+        from transformers import CLIPTextModel, CLIPTokenizer, T5TokenizerFast
+
+        super().__init__(path_or_id, folder, device, dtype)
+        self.objective = flow_objective(folder, self.patch)
+        self.denoiser = load_network(FluxTransformer2DModel, folder, "transformer", dtype)
+        self.denoiser.to(device)
+        if self.denoiser.config.in_channels != self.latent_channels * self.patch**2:
+            raise UserError(
+                str(folder / "transformer" / "config.json"),
+                f"in_channels is {self.denoiser.config.in_channels}, expected "
+                f"{self.latent_channels * self.patch**2} (a Fill, Depth or Canny model?)",
+                "use the text-to-image model of the family",
+            )
+        clip = load_network(CLIPTextModel, folder, "text_encoder", torch.float32)
+        self.text_encoders = {
+            "text_encoder": clip.to(device),
+            "text_encoder_2": load_t5(folder, "text_encoder_2", device),
+        }
+        self.tokenizers = {
+            "tokenizer": load_part(CLIPTokenizer, folder, "tokenizer"),
+            "tokenizer_2": load_part(T5TokenizerFast, folder, "tokenizer_2"),
+        }
+
+    @classmethod
+    def native_size(cls, folder: Path) -> int:
+        return NATIVE_SIZE_PX
+
+    @property
+    def guidance_embedded(self) -> bool:
+        return bool(self.denoiser.config.guidance_embeds)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """As FluxPipeline.encode_prompt: CLIP's pooled state, T5's hidden states."""
+        clip = self.text_encoders["text_encoder"]
+        ids = clip_tokens(self.tokenizers["tokenizer"], prompts).input_ids
+        pooled = clip(ids.to(clip.device)).pooler_output.float()  # (N, P)
+        t5, tokenizer = self.text_encoders["text_encoder_2"], self.tokenizers["tokenizer_2"]
+        return {"text": t5_states(t5, tokenizer, prompts, T5_TOKENS), "pooled": pooled}
+
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        config = self.denoiser.config
+        return {
+            "text": (T5_TOKENS, config.joint_attention_dim),
+            "pooled": (config.pooled_projection_dim,),
+        }
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """`conditions["guidance"]`, (N,), is what dev is told; TRAINING_GUIDANCE without it."""
+        count, _, height, width = latents.shape
+        guidance = None
+        if self.guidance_embedded:
+            usual = torch.full((count,), TRAINING_GUIDANCE, device=latents.device)
+            guidance = conditions.get("guidance", usual)
+        text = conditions["text"].to(self.dtype)
+        output = self.denoiser(
+            hidden_states=_to_tokens(latents, self.patch).to(self.dtype),
+            timestep=timesteps / 1000,
+            guidance=guidance,
+            pooled_projections=conditions["pooled"].to(self.dtype),
+            encoder_hidden_states=text,
+            txt_ids=torch.zeros(text.shape[1], 3, device=latents.device),
+            img_ids=_positions(height // self.patch, width // self.patch, latents.device),
+        )
+        return _from_tokens(output.sample.float(), self.patch, height, width)
+
+    def sampler(self, steps: int, latents: Tensor) -> Any:
+        """As FluxPipeline sets it: even steps, moved by the shift of this size."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.folder, "scheduler")
+        shift = self.objective.shift.at(*latents.shape[-2:])  # type: ignore[attr-defined]
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        scheduler.set_timesteps(sigmas=sigmas, device=self.device, mu=math.log(shift))
+        return scheduler
+
+    @property
+    def kohya_version(self) -> str:
+        return "flux1"
+
+    @property
+    def modelspec_architecture(self) -> str:
+        return "flux-1-dev" if self.guidance_embedded else "flux-1-schnell"
+
+
+def _to_tokens(latents: Tensor, patch: int) -> Tensor:
+    """Patches as tokens, channels slowest.  # (N, C, h, w) -> (N, h/p * w/p, C*p*p)"""
+    count, channels, height, width = latents.shape
+    parts = latents.view(count, channels, height // patch, patch, width // patch, patch)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * patch**2)
+
+
+def _from_tokens(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The inverse of `_to_tokens`.  # (N, C, h, w)"""
+    count = len(tokens)
+    parts = tokens.view(count, height // patch, width // patch, -1, patch, patch)
+    return parts.permute(0, 3, 1, 4, 2, 5).reshape(count, -1, height, width)
+
+
+def _positions(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(0, row, column) of every token.  # (rows * columns, 3)"""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    places = torch.stack([torch.zeros_like(row), row, column], dim=-1)
+    return places.flatten(0, 1).to(device, torch.float32)

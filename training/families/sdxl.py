@@ -1,0 +1,122 @@
+"""SDXL, and what was trained from it (Illustrious, Pony, NoobAI): two CLIP encoders, a 2D UNet.
+
+The UNet is also told each picture's size before scaling, where it was cut and how large it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.families.base import (
+    Base,
+    Conditions,
+    ddim_sampler,
+    diffusion_objective,
+    refuse_other_inputs,
+    vae_factor,
+)
+from training.families.clip_text import penultimate_and_pooled
+from training.families.files import load_network, load_part, read_json
+from training.families.stable_diffusion import UNET_ATTENTION, UNET_FEED_FORWARD
+
+# (height, width) of the file, (top, left) of the crop, (height, width) of the crop.
+SIZE_NUMBERS = 6
+
+
+class SDXLBase(Base):
+    """An SDXL base; see `Base` for what the methods take and give."""
+
+    family = "sdxl"
+    pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    components = (
+        "unet",
+        "vae",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "scheduler",
+    )
+    denoiser_name = "unet"
+    attention_modules = UNET_ATTENTION
+    feed_forward_modules = UNET_FEED_FORWARD
+
+    def __init__(
+        self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        super().__init__(path_or_id, folder, device, dtype)
+        self.objective = diffusion_objective(folder)
+        self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype).to(device)
+        refuse_other_inputs(self, self.denoiser.config.in_channels)
+        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        self.text_encoders = {
+            name: load_network(kind, folder, name, torch.float32).to(device)
+            for name, kind in kinds.items()
+        }
+        self.tokenizers = {
+            name: load_part(CLIPTokenizer, folder, name) for name in ("tokenizer", "tokenizer_2")
+        }
+
+    @classmethod
+    def native_size(cls, folder: Path) -> int:
+        return int(read_json(folder / "unet" / "config.json")["sample_size"]) * vae_factor(folder)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """As StableDiffusionXLPipeline.encode_prompt; the pooled one is the second encoder's."""
+        first, _ = penultimate_and_pooled(
+            self.text_encoders["text_encoder"], self.tokenizers["tokenizer"], prompts
+        )
+        second, pooled = penultimate_and_pooled(
+            self.text_encoders["text_encoder_2"], self.tokenizers["tokenizer_2"], prompts
+        )
+        return {"text": torch.cat([first, second], dim=-1), "pooled": pooled}  # (N, T, C), (N, P)
+
+    def picture_conditions(
+        self, original: tuple[int, int], corner: tuple[int, int], size_px: int
+    ) -> dict[str, Tensor]:
+        """Podell et al. 2023, section 2.2, in the order of diffusers' `_get_add_time_ids`."""
+        numbers = (*original, *corner, size_px, size_px)
+        return {"time_ids": torch.tensor(numbers, dtype=torch.float32)}
+
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        length = self.tokenizers["tokenizer"].model_max_length
+        config = self.denoiser.config
+        pooled = config.projection_class_embeddings_input_dim
+        pooled -= SIZE_NUMBERS * config.addition_time_embed_dim
+        return {
+            "text": (length, config.cross_attention_dim),
+            "pooled": (pooled,),
+            "time_ids": (SIZE_NUMBERS,),
+        }
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        output = self.denoiser(
+            latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=conditions["text"].to(self.dtype),
+            added_cond_kwargs={
+                "text_embeds": conditions["pooled"].to(self.dtype),
+                "time_ids": conditions["time_ids"],
+            },
+        )
+        return output.sample.float()  # (N, C, h, w)
+
+    def sampler(self, steps: int, latents: Tensor) -> Any:
+        return ddim_sampler(self.folder, steps, self.device)
+
+    @property
+    def kohya_version(self) -> str:
+        v_prediction = self.objective.prediction_type == "v_prediction"
+        return "sdxl_base_v1-0" + ("-v" if v_prediction else "")
+
+    @property
+    def modelspec_architecture(self) -> str:
+        return "stable-diffusion-xl-v1-base"

@@ -1,0 +1,49 @@
+"""A recipe for a base's family: its defaults filled in, and what it cannot do refused.
+
+A recipe and a family in, the recipe as it will be trained out. Pure; loads no weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from captioning import UserError, parse_config
+from training.families import FAMILIES
+from training.recipe import Recipe
+
+# Recipe fields that only flow models have, and such as only diffusions have.
+FLOW_FIELDS = ("timestep_shift",)
+DIFFUSION_FIELDS = ("min_snr_gamma",)
+
+
+def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
+    """`recipe` with the family's defaults where it says nothing.
+
+    Raises KeyError for an unknown family, and UserError naming `source` and the field when it asks
+    for what the family does not have.
+    """
+    kind = FAMILIES[family]
+    data = recipe.model_dump(mode="json", exclude_unset=True)
+    for dotted, value in kind.defaults.items():
+        _set_default(data, dotted, value)
+    fitted = parse_config(Recipe, data, source)
+    refused, reason = (
+        (DIFFUSION_FIELDS, "belongs to diffusions; a flow has no signal-to-noise weighting")
+        if kind.is_flow
+        else (FLOW_FIELDS, "belongs to flow models (SD3, FLUX)")
+    )
+    for field in refused:
+        if getattr(fitted, field) is not None:
+            raise UserError(
+                f"{source}: {field}",
+                f"is {getattr(fitted, field)}, but {family} cannot use it: it {reason}",
+                "leave it out",
+            )
+    return fitted
+
+
+def _set_default(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+    data.setdefault(leaf, value)
