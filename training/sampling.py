@@ -113,10 +113,7 @@ def _embed(base: Base, prompts: Sequence[str]) -> Tensor:
     known = _text_embeddings.setdefault(base, {})
     missing = sorted({prompt for prompt in prompts if prompt not in known})
     if missing:
-        encoder_device = base.text_encoder.device
-        base.text_encoder.to(base.device)
-        known.update(zip(missing, base.encode_prompts(missing).to(base.device), strict=True))
-        base.text_encoder.to(encoder_device)
+        known.update(zip(missing, base.encode_prompts(missing), strict=True))
     return torch.stack([known[prompt] for prompt in prompts])
 
 
@@ -128,13 +125,11 @@ def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
 
 @contextmanager
 def _ready(base: Base) -> Iterator[None]:
-    """No gradients, no dropout, and the VAE on the base's device; all put back afterwards."""
-    vae_device, training = base.vae.device, base.unet.training
+    """No gradients and no dropout; all put back afterwards."""
+    training = base.unet.training
     base.unet.eval()
-    base.vae.to(base.device)
     try:
         with torch.no_grad():
             yield
     finally:
-        base.vae.to(vae_device)
         base.unet.train(training)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,15 @@ class StableDiffusionBase(Base):
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTokenizer
 
         self.id = path_or_id
         self.folder = folder
         self.device = device
         self.dtype = dtype
         self.prediction_type = _prediction_type(folder)
-        self.unet = _load(UNet2DConditionModel, folder, "unet", dtype).to(device)
-        self.vae = _load(AutoencoderKL, folder, "vae", torch.float32).to(device)
-        self.text_encoder = _load(CLIPTextModel, folder, "text_encoder", torch.float32).to(device)
+        self.unet = _frozen(_load(UNet2DConditionModel, folder, "unet", dtype)).to(device)
         with _naming(folder / "tokenizer"):
             self.tokenizer = CLIPTokenizer.from_pretrained(
                 folder, subfolder="tokenizer", local_files_only=True
@@ -61,9 +60,7 @@ class StableDiffusionBase(Base):
             self.scheduler = DDPMScheduler.from_pretrained(
                 folder, subfolder="scheduler", local_files_only=True
             )
-        for module in (self.unet, self.vae, self.text_encoder):
-            module.requires_grad_(False)
-            module.eval()
+        _ = self.text_encoder  # now, so that a damaged one is found when the base is loaded
         self.latent_channels = int(self.vae.config.latent_channels)
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.native_size_px = int(self.unet.config.sample_size) * self.vae_factor
@@ -76,6 +73,19 @@ class StableDiffusionBase(Base):
                 f"{self.latent_channels} latent channels (an inpainting or depth model?)",
                 "use the text-to-image model of the family",
             )
+
+    @cached_property
+    def vae(self) -> Any:
+        from diffusers import AutoencoderKL
+
+        return _frozen(_load(AutoencoderKL, self.folder, "vae", torch.float32)).to(self.device)
+
+    @cached_property
+    def text_encoder(self) -> Any:
+        from transformers import CLIPTextModel
+
+        encoder = _load(CLIPTextModel, self.folder, "text_encoder", torch.float32)
+        return _frozen(encoder).to(self.device)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
@@ -158,6 +168,10 @@ def _weight_variant(folder: Path, stem: str) -> str | None:
         if (folder / f"{dotted}.safetensors").is_file() or (folder / f"{index}.json").is_file():
             return variant
     return None
+
+
+def _frozen(network: Any) -> Any:
+    return network.requires_grad_(False).eval()
 
 
 def _load(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
