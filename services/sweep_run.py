@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -30,6 +29,7 @@ from services.sweep_files import (
     scores_dir,
     sweep_dir,
 )
+from services.sweep_watcher import Watcher
 from services.trial_files import read_measures, step_folders
 from services.trial_record import DatasetReference, TrialRecord
 from services.trial_sheet import trial_sheet
@@ -44,9 +44,6 @@ from training import (
     run_trials,
     views_per_image,
 )
-
-# Events after which a trial's MLflow run is brought up to date.
-RECORDED_EVENTS = {"score": "running", "finished": "finished", "failed": "failed"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def run_sweep(
             start_ray()
             with display.step(title, steps) as step:
                 done = {t.trial: max(step_folders(t.trial_dir), default=0) for t in job.trials}
-                watcher = _Watcher(plan, done, recorder, display, step)
+                watcher = Watcher(plan, done, recorder.trial, display, step)
                 run_trials(
                     job,
                     watcher,
@@ -247,57 +244,6 @@ class _Recorder:
                 self._registry.record.log_picture(run_ids[planned.trial], "contact-sheet", sheet)
             step.advance_to(done, len(trials))
         return run_ids
-
-
-class _Watcher:
-    """Turns the workers' events into progress, and into MLflow rows at every score."""
-
-    def __init__(
-        self,
-        plan: SweepPlan,
-        done: dict[str, int],
-        recorder: _Recorder,
-        display: Display,
-        step: Step,
-    ) -> None:
-        """`done`: the steps of each trial that an earlier run left."""
-        self._trials = {planned.trial: planned for planned in plan.trials}
-        self._done = dict.fromkeys(self._trials, 0) | done
-        self._total = sum(planned.recipe.steps for planned in plan.trials)
-        self._recorder, self._display, self._step = recorder, display, step
-        step.advance_to(sum(self._done.values()), self._total)  # what was done has no pace
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        kind = event["kind"]
-        if kind == "encode":
-            self._step.note(f"encoding pictures {event['done']}/{event['total']}")
-        elif kind == "base":
-            self._step.note(f"the bare base is being scored ({event['state']})")
-        elif kind == "waiting":
-            self._display.say(f"  [yellow]{event['found']}[/]")
-        if "trial" not in event:
-            return
-        planned = self._trials[event["trial"]]
-        if "step" in event:
-            self._done[planned.trial] = event["step"]
-            self._step.advance_to(sum(self._done.values()), self._total)
-        self._tell(kind, event, planned)
-        if kind in RECORDED_EVENTS:
-            self._recorder.trial(planned, RECORDED_EVENTS[kind])
-
-    def _tell(self, kind: str, event: dict[str, Any], planned: PlannedTrial) -> None:
-        network = planned.recipe.network
-        title = f"{network.method} r{network.rank}"
-        if kind == "step":
-            self._step.note(f"{title} loss {event['loss']:.3f}")
-        elif kind == "score":
-            identity = event["score"]["identity"]
-            self._display.say(
-                f"  {title} step {event['step']}: identity {identity['value']:.2f} "
-                f"[{identity['low']:.2f}, {identity['high']:.2f}]".replace("[", r"\[")
-            )
-        elif kind == "failed":
-            self._display.say(f"  [red]{title} failed:[/] {event['error']}")
 
 
 def _use_gpu(wanted: bool | None) -> bool:

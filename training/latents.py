@@ -134,11 +134,16 @@ def _encode(
     write_atomic(target / TENSORS_FILE, save(tensors))
     # The index is written last: a folder without it is not there yet.
     write_atomic(target / INDEX_FILE, json.dumps(index, indent=1).encode())
-    return _cache(target.name, tensors)
+    # From the file, like every later reader: the pages are shared, and the copies above are freed.
+    return _cache(target.name, load_file(target / TENSORS_FILE))
 
 
 def _read(folder: Path, key: str) -> LatentCache | None:
-    """The cache in `folder`; None when it is absent or unreadable (it is then made again)."""
+    """The cache in `folder`; None when it is absent or unreadable (it is then made again).
+
+    `load_file` maps the file: nothing is read before it is used, and all workers of a machine share
+    the pages.
+    """
     if not (folder / INDEX_FILE).is_file():
         return None
     try:

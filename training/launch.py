@@ -49,7 +49,9 @@ def run_trials(
 
     Ray must be running. `on_event` is called in this thread with dicts of these kinds:
     `encode` (done, total), `base` (state), `trial` (trial, step it goes on from, steps), `step`
-    (see `train`), `checkpoint` (trial, step, path), `score` (trial, step, score), `failed`
+    (see `train_pack`; images_per_s of the trial and pack_images_per_s of its pack;
+    peak_device_bytes on CUDA, else resident_bytes), `pack` (see `telemetry.pack_facts`; once of
+    every pack), `checkpoint` (trial, step, path), `score` (trial, step, score), `failed`
     (trial, error), `finished` (trial, step), `stopped`, `waiting` (found).
 
     A worker that dies is started again, and goes on from the checkpoints, at most `max_failures`

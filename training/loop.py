@@ -7,7 +7,6 @@ unbroken one. One trial is a pack of one: the same code.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from captioning import UserError, write_atomic
+from captioning import UserError
 from training.adapters import detach
 from training.batches import Batch, draw_batch, places_of, samples_per_step
 from training.checkpoints import remove_unfinished, save_checkpoint
@@ -29,8 +28,15 @@ from training.pack.pack import Pack, last_contents, seat
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
 from training.schedule import learning_rate, sample_losses
+from training.telemetry import (
+    append_row,
+    begin_step,
+    drop_rows_after,
+    memory_bytes,
+    pack_facts,
+    speed,
+)
 
-METRICS_FILE = "metrics.jsonl"
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # The loss scaler starts at 2^16 (PyTorch's default) and halves at every overflow. Gradients that
 # overflow even without being scaled up will not recover.
@@ -104,11 +110,12 @@ def train_pack(
     longer finite (TrainingDiverged), and when saving or `on_checkpoint` raises for it.
 
     With more than one worker each calls this with its rank, inside an initialised process group;
-    `batch_size` counts per worker. Rank 0 writes and sends the events; `on_checkpoint(trial, step,
-    folder)` is called on every rank after each checkpoint is on disk, while the base acts with
-    this trial's adapter alone. `stop` is asked after every step on every rank: when one says yes,
-    all return (work since the last checkpoints is done again later). The base is left without
-    adapters, bit for bit as it was. Raises ValueError for trials that cannot share a pack.
+    `batch_size` counts per worker. Rank 0 writes and sends the events: a `step` of every trial, and
+    once a `pack` (see `pack_facts`). `on_checkpoint(trial, step, folder)` is called on every rank
+    after each checkpoint is on disk, while the base acts with this trial's adapter alone. `stop` is
+    asked after every step on every rank: when one says yes, all return (work since the last
+    checkpoints is done again later). The base is left without adapters, bit for bit as it
+    was. Raises ValueError for trials that cannot share a pack.
     """
     # With several workers only errors that all of them meet may be survived by all of them.
     survivable = Exception if world_size == 1 else UserError
@@ -120,14 +127,16 @@ def train_pack(
     for trial, saved in seats if rank == 0 else ():
         trial.trial_dir.mkdir(parents=True, exist_ok=True)
         remove_unfinished(trial.trial_dir)
-        _drop_metrics_after(trial.trial_dir / METRICS_FILE, saved.step)
+        drop_rows_after(trial.trial_dir, saved.step)
 
     shared = seats[0][0].recipe
     precision = resolve_precision(shared, base.device, base.half)
     with _deterministic(base.device), _bare_afterwards(base):
         pack: Pack | None = seat(base, seats, scaled=precision == "fp16")
+        is_told = rank != 0 or on_event is None
         while pack is not None:
             started = time.perf_counter()
+            begin_step(base.device)
             bank, slots = pack.bank, pack.slots
             bank.zero_grad()
             losses = torch.zeros(len(slots), device=base.device)
@@ -151,7 +160,7 @@ def train_pack(
             for slot in slots:
                 slot.scaler.unscale_(slot.optimizer)
             norms = bank.clip([slot.recipe.clip_norm for slot in slots])
-            gone = []
+            gone, rows = [], {}
             for slot, loss, norm in zip(slots, losses.tolist(), norms.tolist(), strict=True):
                 lr = learning_rate(slot.recipe, slot.step)
                 slot.set_learning_rate(lr)
@@ -165,21 +174,27 @@ def train_pack(
                     continue
                 slot.take_step()
                 done[slot.trial.id] = slot.step
-                row = {
+                rows[slot] = {
                     "step": slot.step,
                     "loss": loss,
                     "lr": lr,
                     # An overflowed fp16 step has no norm: the optimiser skipped it.
                     "grad_norm": norm if math.isfinite(norm) else None,
-                    "step_ms": (time.perf_counter() - started) * 1000,  # of the whole pack
-                    "pack": len(slots),
                 }
-                if rank == 0:
-                    _append_metrics(slot.trial.trial_dir, row)
-                    if on_event is not None:
-                        known = {"trial": slot.trial.id, "steps": slot.recipe.steps}
-                        on_event({"kind": "step", **known, **row})
             bank.changed()
+            taken = speed(
+                time.perf_counter() - started, len(slots), samples_per_step(shared, world_size)
+            )
+            memory = memory_bytes(base.device)
+            for slot, row in rows.items() if rank == 0 else ():
+                append_row(slot.trial.trial_dir, row | taken | memory)
+                if on_event is not None:
+                    known = {"trial": slot.trial.id, "steps": slot.recipe.steps}
+                    on_event({"kind": "step", **known, **row, **taken, **memory})
+            # An optimiser makes its state in its first step, unless fp16 overflows.
+            if on_event and not is_told and all(slot.optimizer.state for slot in slots):
+                on_event({"kind": "pack", **pack_facts(pack)})
+                is_told = True
 
             for slot in slots:
                 if slot in gone or slot.step not in slot.checkpoint_steps:
@@ -300,24 +315,3 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         filling.fill_uninitialized_memory = fill_before
-
-
-def _append_metrics(trial_dir: Path, row: Event) -> None:
-    with (trial_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _drop_metrics_after(path: Path, step: int) -> None:
-    """Keep the rows up to `step`; later ones, and a half-written last one, are trained again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if row["step"] > step:
-            break
-        kept.append(line + "\n")
-    write_atomic(path, "".join(kept).encode())

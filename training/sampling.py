@@ -117,8 +117,7 @@ def _embed(base: Base, prompts: Sequence[str]) -> Conditions:
     known = _text_embeddings.setdefault(base, {})
     missing = sorted({prompt for prompt in prompts if prompt not in known})
     if missing:
-        with base.text_encoders_ready():
-            found = base.encode_prompts(missing)
+        found = base.encode_prompts(missing)
         for number, prompt in enumerate(missing):
             known[prompt] = {name: tensor[number].to(base.device) for name, tensor in found.items()}
     first = known[prompts[0]]
@@ -133,13 +132,11 @@ def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
 
 @contextmanager
 def _ready(base: Base) -> Iterator[None]:
-    """No gradients, no dropout, and the VAE on the base's device; all put back afterwards."""
-    vae_device, training = base.vae.device, base.denoiser.training
+    """No gradients and no dropout; all put back afterwards."""
+    training = base.denoiser.training
     base.denoiser.eval()
-    base.vae.to(base.device)
     try:
         with torch.no_grad():
             yield
     finally:
-        base.vae.to(vae_device)
         base.denoiser.train(training)

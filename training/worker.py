@@ -171,7 +171,7 @@ class Worker:
         trials = {s.trial: Trial(s.trial_dir, s.recipe, self._cache_for(s.recipe)) for s in specs}
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base_for(specs[0].recipe)
-        base.offload_encoders()
+        base.release_encoders()
         # Before the first gradient is exchanged, since loading may take one worker much longer.
         self.group.wait_for_all()
         for spec in specs:
@@ -240,16 +240,17 @@ class Worker:
         from training.scoring import score_checkpoint
 
         base = self._base_for(spec.recipe)
-        base.restore_encoders()
-        score = score_checkpoint(
-            base,
-            self._load_dataset(),
-            self.job.scoring,
-            self._embedder,
-            self._base_scores,
-            checkpoint.path,
-        )
-        base.offload_encoders()
+        try:
+            score = score_checkpoint(
+                base,
+                self._load_dataset(),
+                self.job.scoring,
+                self._embedder,
+                self._base_scores,
+                checkpoint.path,
+            )
+        finally:
+            base.release_encoders()
         self._send(
             {
                 "kind": "score",
@@ -312,7 +313,6 @@ class Worker:
         key = recipe.resolution, recipe.flip
         if key not in self._caches:
             base = self._base_for(recipe)
-            base.restore_encoders()
             self._caches[key] = encode_dataset(
                 self._load_dataset(),
                 base,

@@ -63,7 +63,16 @@ def trial(tmp_path: Path) -> TrialRecord:
 
 def write_rows(trial_dir: Path, steps: range) -> None:
     rows = [
-        {"kind": "step", "step": s, "steps": 6, "loss": 1 / s, "lr": 1e-4, "step_ms": 20.0}
+        {
+            "kind": "step",
+            "step": s,
+            "steps": 6,
+            "loss": 1 / s,
+            "lr": 1e-4,
+            "step_ms": 20.0,
+            "images_per_s": 50.0 + s,
+            "resident_bytes": 10**9,
+        }
         for s in steps
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -120,6 +129,9 @@ def test_run_shows_recipe_curves_scores_dataset_and_files(open_registry, trial) 
     losses = client.get_metric_history(run_id, "train/loss")
     assert [(m.step, m.value) for m in losses] == [(s, 1 / s) for s in range(1, 7)]
     assert losses[-1].timestamp - losses[0].timestamp == 100  # five steps of 20 ms
+    speed = client.get_metric_history(run_id, "train/images_per_s")
+    assert [m.value for m in speed] == [50.0 + s for s in range(1, 7)]
+    assert run.data.metrics["train/resident_bytes"] == 10**9
     scores = client.get_metric_history(run_id, "score/identity.low")
     assert [(m.step, m.value) for m in scores] == [(3, 0.4), (6, 0.4)]
     assert artifacts(client, run_id) == [

@@ -1,5 +1,9 @@
 """The latent cache: right numbers, right crop, a key of all that went in."""
 
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
+from safetensors.torch import load_file, save_file
 
 from captioning import DatasetVersion, UserError
-from training.families import Base
+from training import latents
+from training.families import Base, load_base
 from training.latents import INDEX_FILE, TENSORS_FILE, encode_dataset, read_pixels
 
 
@@ -53,29 +59,137 @@ def test_the_second_call_reads_what_the_first_wrote(
     assert torch.equal(first.empty_text["text"], second.empty_text["text"])
 
 
-def test_the_key_is_of_everything_that_went_in(
-    tiny_base: Base, tiny_v_base: Base, tiny_dataset: DatasetVersion, tmp_path: Path
+def other_weights(file: Path) -> None:
+    """Add to one number of every tensor of a safetensors file."""
+    tensors = load_file(file)
+    save_file({name: _one_more(tensor) for name, tensor in tensors.items()}, file)
+
+
+def _one_more(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[0] += 1
+    return tensor
+
+
+def swapped_words(file: Path) -> None:
+    """Give two letters of a vocabulary each other's id."""
+    words = json.loads(file.read_text())
+    words["k"], words["w"] = words["w"], words["k"]
+    file.write_text(json.dumps(words))
+
+
+def test_the_same_inputs_elsewhere_give_the_same_key(
+    tiny_base: Base, tiny_base_path: Path, tiny_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
-    recaptioned = replace(
-        tiny_dataset,
-        train=(replace(tiny_dataset.train[0], caption="zkw, person"), *tiny_dataset.train[1:]),
-    )
-    fewer = replace(tiny_dataset, train=tiny_dataset.train[1:])
-    keys = {
-        encode_dataset(dataset, base, size, flip, tmp_path).key
-        for dataset, base, size, flip in [
-            (tiny_dataset, tiny_base, None, False),
-            (tiny_dataset, tiny_base, None, True),
-            (tiny_dataset, tiny_base, 32, False),
-            (tiny_dataset, tiny_v_base, None, False),
-            (recaptioned, tiny_base, None, False),
-            (fewer, tiny_base, None, False),
-        ]
-    }
-    assert len(keys) == 6
+    first = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path / "latents")
+    moved = load_base(shutil.copytree(tiny_base_path, tmp_path / "moved"))
     # The native size written out is the same thing, and so are other held-out pictures.
     without_holdout = replace(tiny_dataset, holdout=())
-    assert encode_dataset(without_holdout, tiny_base, 64, False, tmp_path).key in keys
+    again = encode_dataset(without_holdout, moved, 64, False, tmp_path / "latents")
+    assert again.key == first.key
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "changed"),
+    [
+        (other_weights, "vae/diffusion_pytorch_model.safetensors", "mean"),
+        (other_weights, "text_encoder/model.safetensors", "text"),
+        (swapped_words, "tokenizer/vocab.json", "text"),
+    ],
+    ids=["VAE", "text encoder", "tokenizer"],
+)
+def test_every_encoder_is_in_the_key(
+    tiny_base: Base,
+    tiny_base_path: Path,
+    tiny_dataset: DatasetVersion,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    file: str,
+    changed: str,
+) -> None:
+    first = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path / "latents")
+    folder = shutil.copytree(tiny_base_path, tmp_path / "other")
+    damage(folder / file)
+    other = encode_dataset(tiny_dataset, load_base(folder), None, False, tmp_path / "latents")
+    assert other.key != first.key
+    before, after = (
+        cache.mean if changed == "mean" else cache.text["text"] for cache in (first, other)
+    )
+    assert not torch.equal(before, after)  # it does matter
+
+
+def test_the_unet_is_not_in_the_key(
+    tiny_base: Base, tiny_base_path: Path, tiny_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    first = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path / "latents")
+    folder = shutil.copytree(tiny_base_path, tmp_path / "other")
+    other_weights(folder / "unet/diffusion_pytorch_model.safetensors")
+    other = encode_dataset(tiny_dataset, load_base(folder), None, False, tmp_path / "latents")
+    assert other.key == first.key
+
+
+def test_every_picture_and_caption_is_in_the_key(
+    tiny_base: Base, tiny_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    first, *others = tiny_dataset.train
+    with Picture.open(first.path) as picture:
+        pixels = np.array(picture.convert("RGB"))
+    pixels[0, 0] ^= 1  # the smallest change of one pixel
+    repainted = tmp_path / "repainted.png"
+    Picture.fromarray(pixels).save(repainted)
+    sha256 = hashlib.sha256(repainted.read_bytes()).hexdigest()
+    versions = [
+        (first, *others),
+        (replace(first, path=repainted, sha256=sha256), *others),
+        (replace(first, caption=first.caption + "."), *others),
+        tuple(others),
+        (*others, first),
+    ]
+    keys = [
+        encode_dataset(replace(tiny_dataset, train=train), tiny_base, None, False, tmp_path).key
+        for train in versions
+    ]
+    assert len(set(keys)) == len(versions)
+
+
+def test_resolution_flip_and_format_are_in_the_key(
+    tiny_base: Base,
+    tiny_dataset: DatasetVersion,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def key(resolution: int | None = None, flip: bool = False) -> str:
+        return encode_dataset(tiny_dataset, tiny_base, resolution, flip, tmp_path).key
+
+    keys = [key(), key(resolution=32), key(flip=True)]
+    monkeypatch.setattr(latents, "FORMAT", latents.FORMAT + 1)
+    assert len({*keys, key()}) == 4
+
+
+def mapped_kb(file: Path, field: str) -> int:
+    """The sum of a field over this process's mappings of `file`, from /proc/self/smaps."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.split(" ", 1)[0].endswith(":"):  # the header of a mapping
+            inside = line.endswith(str(file))
+        elif inside and line.startswith(f"{field}:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are read from /proc")
+def test_the_tensors_lie_in_the_mapped_file(
+    tiny_base: Base, tiny_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    for _ in ("encoded", "read"):
+        cache = encode_dataset(tiny_dataset, tiny_base, 256, True, tmp_path)
+        file = tmp_path / cache.key / TENSORS_FILE
+        tensors = (cache.mean, cache.logvar, cache.text["text"])
+        assert all(torch.isfinite(tensor).all() for tensor in tensors)  # every page was read
+        assert mapped_kb(file, "Rss") * 1024 >= sum(tensor.nbytes for tensor in tensors)
+        # Not one page of it is this process's own copy, so that all workers share them.
+        assert mapped_kb(file, "Anonymous") == 0
+        del cache
 
 
 @pytest.mark.parametrize("damaged", [TENSORS_FILE, INDEX_FILE])
@@ -84,7 +198,9 @@ def test_a_half_written_cache_is_made_again(
 ) -> None:
     first = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path)
     file = tmp_path / first.key / damaged
-    file.unlink() if damaged == INDEX_FILE else file.write_bytes(b"cut off")
+    file.unlink()  # and not cut off in place: `first` lies in the file
+    if damaged == TENSORS_FILE:
+        file.write_bytes(b"cut off")
     second = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path)
     assert torch.equal(first.mean, second.mean)
     assert (tmp_path / first.key / damaged).stat().st_size > 20

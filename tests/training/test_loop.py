@@ -221,6 +221,9 @@ def test_events_metrics_and_checkpoints_tell_the_same(
     assert seen == [(2, "step-000002", True), (4, "step-000004", True), (5, "step-000005", True)]
     assert [c.step for c in list_checkpoints(trial_dir)] == [2, 4, 5]
     assert not is_attached(tiny_base)
+    (pack,) = [event for event in events if event["kind"] == "pack"]
+    assert pack["trials"] == ["t0123456789ab"]
+    events.remove(pack)
     assert [event["step"] for event in events] == [1, 2, 3, 4, 5]
     common = {"kind": "step", "trial": "t0123456789ab", "steps": 5}
     assert events == [{**common, **row} for row in rows(trial_dir)]
@@ -235,13 +238,13 @@ def run_with_interruptions(
     base: Base, cache: LatentCache, recipe: Recipe, trial_dir: Path, stops: list[int]
 ) -> None:
     for stop_after in stops:
-        done: list[int] = []
+        done: list[dict[str, Any]] = []
         train(
             base,
             cache,
             recipe,
             trial_dir,
-            on_event=lambda event, done=done: done.append(event["step"]),
+            on_event=lambda event, done=done: event["kind"] == "step" and done.append(event),
             stop=lambda done=done, stop_after=stop_after: len(done) + 1 >= stop_after,
         )
     train(base, cache, recipe, trial_dir)
@@ -282,11 +285,9 @@ def test_a_torn_last_checkpoint_is_skipped_on_resume(
         state.write_bytes(state.read_bytes()[:-7])
     metrics = tmp_path / "torn/metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 7, "lo')  # a row cut off by a crash
-    steps: list[int] = []
-    train(
-        tiny_base, tiny_cache, recipe, tmp_path / "torn", on_event=lambda e: steps.append(e["step"])
-    )
-    assert steps == [3, 4, 5, 6]
+    events: list[dict[str, Any]] = []
+    train(tiny_base, tiny_cache, recipe, tmp_path / "torn", on_event=events.append)
+    assert [event["step"] for event in events if event["kind"] == "step"] == [3, 4, 5, 6]
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
     whole = (tmp_path / "whole/step-000006/adapter.safetensors").read_bytes()
     assert (tmp_path / "torn/step-000006/adapter.safetensors").read_bytes() == whole

@@ -1,8 +1,10 @@
 """One worker without Ray: trials in packs, failures kept apart, all of it resumable."""
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from captioning import DatasetVersion
 from training.checkpoints import list_checkpoints, load_checkpoint
-from training.families import Base
+from training.families import Base, load_base
 from training.group import Group, Ledger
 from training.loop import Event
 from training.pack.layer import BankLinear
@@ -87,7 +89,7 @@ def run(
 
 
 def kinds(events: list[Event]) -> list[str]:
-    return [event["kind"] for event in events if event["kind"] not in ("step", "encode")]
+    return [event["kind"] for event in events if event["kind"] not in ("step", "encode", "pack")]
 
 
 def test_activations_computed_again_give_the_same_adapters(
@@ -148,6 +150,45 @@ def test_scoring_in_between_does_not_change_the_training(make_job: MakeJob, tmp_
     (tmp_path / "runs").rename(tmp_path / "scored")
     run(make_job(recipe(), scored=False))
     assert (tmp_path / "runs/t0/step-000004/adapter.safetensors").read_bytes() == scored
+
+
+def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_score(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training.worker as worker_module
+
+    made: list[tuple[str, weakref.ref[torch.nn.Module]]] = []  # every encoder ever loaded
+    alive: dict[str, list[list[str]]] = {"step": [], "score": []}
+
+    def load(*arguments: Any) -> Base:
+        base = load_base(*arguments)
+        kind = type(base)
+        for name in ("vae", "text_encoders"):
+            loader = getattr(kind, name).func
+
+            def watched(base: Base, name: str = name, loader: Any = loader) -> Any:
+                found = loader(base)
+                modules = found.values() if isinstance(found, dict) else [found]
+                made.extend((name, weakref.ref(module)) for module in modules)
+                return found
+
+            encoders = cached_property(watched)
+            encoders.__set_name__(kind, name)
+            monkeypatch.setattr(kind, name, encoders)
+        return base
+
+    def look(event: Event) -> None:
+        if event["kind"] in alive:
+            alive[event["kind"]].append([name for name, module in made if module() is not None])
+
+    monkeypatch.setattr(worker_module, "load_base", load)
+    problem, _ = run(make_job(recipe(), scored=True), on_event=look)
+    assert problem is None
+    assert alive["step"] == [[]] * 4
+    assert alive["score"] == [[]] * 2
+    # Loaded to encode, and the VAE again for each of two scored checkpoints: the prompts were
+    # embedded when the bare base was scored.
+    assert [name for name, _ in made] == ["vae", "text_encoders", "vae", "vae"]
 
 
 def test_a_checkpoint_that_a_kill_left_unscored_is_scored_later(make_job: MakeJob) -> None:

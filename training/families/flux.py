@@ -6,6 +6,7 @@ dev is told the guidance and makes a picture in one pass; schnell is not told it
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class FluxBase(Base):
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
     ) -> None:
         from diffusers import FluxTransformer2DModel
-        from transformers import CLIPTextModel, CLIPTokenizer, T5TokenizerFast
+        from transformers import CLIPTokenizer, T5TokenizerFast
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = flow_objective(folder, self.patch)
@@ -85,14 +86,19 @@ class FluxBase(Base):
                 f"{self.latent_channels * self.patch**2} (a Fill, Depth or Canny model?)",
                 "use the text-to-image model of the family",
             )
-        clip = load_network(CLIPTextModel, folder, "text_encoder", torch.float32)
-        self.text_encoders = {
-            "text_encoder": clip.to(device),
-            "text_encoder_2": load_t5(folder, "text_encoder_2", device),
-        }
         self.tokenizers = {
             "tokenizer": load_part(CLIPTokenizer, folder, "tokenizer"),
             "tokenizer_2": load_part(T5TokenizerFast, folder, "tokenizer_2"),
+        }
+
+    @cached_property
+    def text_encoders(self) -> dict[str, Any]:
+        from transformers import CLIPTextModel
+
+        clip = load_network(CLIPTextModel, self.folder, "text_encoder", torch.float32)
+        return {
+            "text_encoder": clip.to(self.device),
+            "text_encoder_2": load_t5(self.folder, "text_encoder_2", self.device),
         }
 
     @classmethod

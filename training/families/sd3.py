@@ -5,6 +5,7 @@ A model saved without its T5 works too: its part of the text is then zero, as in
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +65,31 @@ class SD3Base(Base):
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
     ) -> None:
         from diffusers import SD3Transformer2DModel
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5TokenizerFast
+        from transformers import CLIPTokenizer, T5TokenizerFast
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = flow_objective(folder, self.patch)
         self.denoiser = load_network(SD3Transformer2DModel, folder, "transformer", dtype)
         self.denoiser.to(device)
         for number in ("", "_2"):
-            encoder = load_network(
-                CLIPTextModelWithProjection, folder, f"text_encoder{number}", torch.float32
-            )
-            self.text_encoders[f"text_encoder{number}"] = encoder.to(device)
-            self.tokenizers[f"tokenizer{number}"] = load_part(
-                CLIPTokenizer, folder, f"tokenizer{number}"
-            )
-        if (folder / "text_encoder_3").is_dir():
-            self.text_encoders["text_encoder_3"] = load_t5(folder, "text_encoder_3", device)
+            name = f"tokenizer{number}"
+            self.tokenizers[name] = load_part(CLIPTokenizer, folder, name)
+        self._has_t5 = (folder / "text_encoder_3").is_dir()
+        if self._has_t5:
             self.tokenizers["tokenizer_3"] = load_part(T5TokenizerFast, folder, "tokenizer_3")
+
+    @cached_property
+    def text_encoders(self) -> dict[str, Any]:
+        from transformers import CLIPTextModelWithProjection
+
+        kind = CLIPTextModelWithProjection
+        encoders = {
+            name: load_network(kind, self.folder, name, torch.float32).to(self.device)
+            for name in ("text_encoder", "text_encoder_2")
+        }
+        if self._has_t5:
+            encoders["text_encoder_3"] = load_t5(self.folder, "text_encoder_3", self.device)
+        return encoders
 
     @classmethod
     def native_size(cls, folder: Path) -> int:
@@ -102,7 +111,7 @@ class SD3Base(Base):
         width = self.denoiser.config.joint_attention_dim
         clip = torch.cat(states, dim=-1)
         clip = F.pad(clip, (0, width - clip.shape[-1]))  # (N, 77, C)
-        if "text_encoder_3" in self.text_encoders:
+        if self._has_t5:
             encoder = self.text_encoders["text_encoder_3"]
             t5 = t5_states(encoder, self.tokenizers["tokenizer_3"], prompts, T5_TOKENS)
         else:

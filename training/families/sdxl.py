@@ -5,6 +5,7 @@ The UNet is also told each picture's size before scaling, where it was cut and h
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,24 @@ class SDXLBase(Base):
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
     ) -> None:
         from diffusers import UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+        from transformers import CLIPTokenizer
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = diffusion_objective(folder)
         self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype).to(device)
         refuse_other_inputs(self, self.denoiser.config.in_channels)
-        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-        self.text_encoders = {
-            name: load_network(kind, folder, name, torch.float32).to(device)
-            for name, kind in kinds.items()
-        }
         self.tokenizers = {
             name: load_part(CLIPTokenizer, folder, name) for name in ("tokenizer", "tokenizer_2")
+        }
+
+    @cached_property
+    def text_encoders(self) -> dict[str, Any]:
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+        return {
+            name: load_network(kind, self.folder, name, torch.float32).to(self.device)
+            for name, kind in kinds.items()
         }
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,20 @@ class StableDiffusionBase(Base):
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
     ) -> None:
         from diffusers import UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTokenizer
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = diffusion_objective(folder)
         self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype).to(device)
         refuse_other_inputs(self, self.denoiser.config.in_channels)
-        encoder = load_network(CLIPTextModel, folder, "text_encoder", torch.float32)
-        self.text_encoders = {"text_encoder": encoder.to(device)}
         self.tokenizers = {"tokenizer": load_part(CLIPTokenizer, folder, "tokenizer")}
+
+    @cached_property
+    def text_encoders(self) -> dict[str, Any]:
+        from transformers import CLIPTextModel
+
+        encoder = load_network(CLIPTextModel, self.folder, "text_encoder", torch.float32)
+        return {"text_encoder": encoder.to(self.device)}
 
     @classmethod
     def native_size(cls, folder: Path) -> int:

@@ -153,6 +153,14 @@ class AdapterBank:
         self.weights[slot] = self.join(slot, parts)
         self.changed()
 
+    def slot_bytes(self) -> int:
+        """The bytes of one slot's weights and gradients, the same for all: ranks are padded.
+
+        Gradients are there twice: as the layers add them up, and as rows for the optimiser.
+        """
+        layers = sum(grad[:, 0].nbytes for group in self._groups for grad in group.grads.values())
+        return self.weights[0].nbytes + self.grads[0].nbytes + layers
+
     # What the layers compute with.
 
     def changed(self) -> None:

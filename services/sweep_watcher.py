@@ -1,0 +1,77 @@
+"""Turns the workers' events into progress for the person, and into MLflow rows at every score.
+
+Events of `training.run_trials` in, lines and bars out. Never decides anything about the sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from services.progress import Display, Step
+from services.sweep import PlannedTrial, SweepPlan
+
+# Events after which a trial's MLflow run is brought up to date.
+RECORDED_EVENTS = {"score": "running", "finished": "finished", "failed": "failed"}
+MB = 1e6
+
+
+class Watcher:
+    """Called with every event of a sweep, in order."""
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        done: dict[str, int],
+        record: Callable[[PlannedTrial, str], object],
+        display: Display,
+        step: Step,
+    ) -> None:
+        """`done`: the steps of each trial that an earlier run left."""
+        self._trials = {planned.trial: planned for planned in plan.trials}
+        self._done = dict.fromkeys(self._trials, 0) | done
+        self._total = sum(planned.recipe.steps for planned in plan.trials)
+        self._record, self._display, self._step = record, display, step
+        step.advance_to(sum(self._done.values()), self._total)  # what was done has no pace
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "encode":
+            self._step.note(f"encoding pictures {event['done']}/{event['total']}")
+        elif kind == "base":
+            self._step.note(f"the bare base is being scored ({event['state']})")
+        elif kind == "waiting":
+            self._display.say(f"  [yellow]{event['found']}[/]")
+        elif kind == "pack":
+            self._display.say(f"  {pack_line(event)}")
+        if "trial" not in event:
+            return
+        planned = self._trials[event["trial"]]
+        if "step" in event:
+            self._done[planned.trial] = event["step"]
+            self._step.advance_to(sum(self._done.values()), self._total)
+        self._tell(kind, event, planned)
+        if kind in RECORDED_EVENTS:
+            self._record(planned, RECORDED_EVENTS[kind])
+
+    def _tell(self, kind: str, event: dict[str, Any], planned: PlannedTrial) -> None:
+        network = planned.recipe.network
+        title = f"{network.method} r{network.rank}"
+        if kind == "step":
+            speed = f"{event['pack_images_per_s']:.3g} images/s"
+            self._step.note(f"{title} loss {event['loss']:.3f}, {speed}")
+        elif kind == "score":
+            identity = event["score"]["identity"]
+            self._display.say(
+                f"  {title} step {event['step']}: identity {identity['value']:.2f} "
+                f"[{identity['low']:.2f}, {identity['high']:.2f}]".replace("[", r"\[")
+            )
+        elif kind == "failed":
+            self._display.say(f"  [red]{title} failed:[/] {event['error']}")
+
+
+def pack_line(event: dict[str, Any]) -> str:
+    """What a `pack` event says: how much memory each trial of the pack adds to the base."""
+    sizes = sorted(count / MB for count in event["slot_bytes"])
+    each = f"{sizes[0]:.1f}" if sizes[0] == sizes[-1] else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
+    return f"pack of {len(sizes)}: {each} MB each on a base of {event['base_bytes'] / MB:.0f} MB"

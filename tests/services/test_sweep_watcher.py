@@ -1,0 +1,74 @@
+"""What the person sees of the workers' events, and what is recorded of them."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from captioning import DatasetVersion, parse_config
+from services import progress
+from services.progress import Display
+from services.sweep import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
+from services.sweep_watcher import Watcher, pack_line
+
+DATASET = DatasetVersion("v0001-00000000", Path(), "aya", "ayachar", "person", (), (), "0" * 64)
+
+
+@pytest.fixture
+def plan() -> SweepPlan:
+    config = parse_config(SweepConfig, {"recipe": {"steps": 10}}, "test")
+    return plan_sweep(config, DATASET, "b" * 64, "sd15", "test")
+
+
+def watch(plan: SweepPlan, *events: dict) -> tuple[str, list[tuple[PlannedTrial, str]]]:
+    """What is written to a log, and what is recorded."""
+    stream, recorded = io.StringIO(), []
+    with Display(Console(file=stream, width=200)) as display, display.step("trained") as step:
+        record = lambda planned, state: recorded.append((planned, state))  # noqa: E731
+        watcher = Watcher(plan, {}, record, display, step)
+        for event in events:
+            watcher(event)
+    return stream.getvalue(), recorded
+
+
+def step_event(plan: SweepPlan, step: int) -> dict:
+    return {
+        "kind": "step",
+        "trial": plan.trials[0].trial,
+        "step": step,
+        "loss": 0.125,
+        "pack_images_per_s": 12.34,
+    }
+
+
+def test_a_pack_is_told_with_its_memory(plan: SweepPlan):
+    event = {
+        "kind": "pack",
+        "trials": ["t0", "t1"],
+        "slot_bytes": [1_200_000, 1_200_000],
+        "base_bytes": 46_000_000,
+    }
+    written, _ = watch(plan, event)
+    assert "pack of 2: 1.2 MB each on a base of 46 MB" in written
+    uneven = event | {"slot_bytes": [2_000_000, 1_200_000]}
+    assert pack_line(uneven).startswith("pack of 2: 1.2 to 2.0 MB each")
+
+
+def test_the_progress_line_tells_loss_and_pictures_per_second(
+    plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.0)
+    written, recorded = watch(plan, step_event(plan, 1), step_event(plan, 2))
+    assert "2/10" in written
+    assert "loss 0.125, 12.3 images/s" in written
+    assert not recorded
+
+
+def test_a_failure_is_told_and_recorded(plan: SweepPlan):
+    trial = plan.trials[0]
+    written, recorded = watch(
+        plan, {"kind": "failed", "trial": trial.trial, "error": "no space left"}
+    )
+    assert "no space left" in written
+    assert recorded == [(trial, "failed")]

@@ -1,0 +1,69 @@
+"""What a pack tells of itself, against tensors and clocks counted by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+
+from training.families import Base
+from training.latents import LatentCache
+from training.loop import train_pack
+from training.pack.slot import Trial
+from training.recipe import Recipe
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def recipe(**changes: Any) -> Recipe:
+    data = {"network": {"rank": 4}, "steps": 3, "batch_size": 2, "accumulation": 2}
+    return Recipe.model_validate({**data, **changes})
+
+
+def events_of(base: Base, cache: LatentCache, folder: Path, *recipes: Recipe) -> list[Any]:
+    events: list[Any] = []
+    trials = [Trial(folder / f"t{number}", recipe, cache) for number, recipe in enumerate(recipes)]
+    train_pack(base, trials, on_failure=lambda *a: pytest.fail(str(a)), on_event=events.append)
+    return events
+
+
+def test_the_bytes_of_a_slot_are_those_of_peft_s_parameters_and_adamw(
+    tiny_base: Base, tiny_base_path: Path, tiny_cache: LatentCache, tmp_path: Path
+) -> None:
+    events = events_of(tiny_base, tiny_cache, tmp_path, recipe(), recipe(seed=1))
+    (pack,) = [event for event in events if event["kind"] == "pack"]
+    unet = UNet2DConditionModel.from_pretrained(tiny_base_path, subfolder="unet")
+    assert pack["base_bytes"] == sum(p.numel() * 4 for p in unet.parameters())
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
+    count = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    # Weights, gradients twice (layers and rows), two moments, and AdamW's count of steps.
+    assert pack["slot_bytes"] == [4 * (count * 5 + 1)] * 2
+    assert pack["trials"] == ["t0", "t1"]
+
+
+def test_a_pack_is_told_once_although_trials_leave_it(
+    tiny_base: Base, tiny_cache: LatentCache, tmp_path: Path
+) -> None:
+    events = events_of(tiny_base, tiny_cache, tmp_path, recipe(steps=1), recipe(seed=1))
+    assert [event["kind"] for event in events].count("pack") == 1
+
+
+def test_speed_and_memory_of_every_step(
+    tiny_base: Base, tiny_cache: LatentCache, tmp_path: Path
+) -> None:
+    events = events_of(tiny_base, tiny_cache, tmp_path, recipe(), recipe(seed=1))
+    steps = [event for event in events if event["kind"] == "step"]
+    assert len(steps) == 6
+    for event in steps:
+        # 2 samples in each of 2 micro-batches, in a pack of two trials.
+        assert event["images_per_s"] == pytest.approx(4 / (event["step_ms"] / 1000))
+        assert event["pack_images_per_s"] == pytest.approx(8 / (event["step_ms"] / 1000))
+        assert event["resident_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
