@@ -30,7 +30,7 @@ from services.sweep_files import (
     sweep_dir,
 )
 from services.sweep_watcher import Watcher
-from services.trial_files import read_measures, step_folders
+from services.trial_files import read_effective_batch, read_measures, step_folders
 from services.trial_record import DatasetReference, TrialRecord
 from services.trial_sheet import trial_sheet
 from training import (
@@ -221,7 +221,12 @@ class _Recorder:
                 trial_dir=trial_dir,
                 scores={step: measures for step, measures in scores.items() if measures},
                 state=state,
-                tags={"base_hash": record.base_hash, "family": record.family},
+                # Tags and not params: a later run may come down to smaller ones.
+                tags={
+                    "base_hash": record.base_hash,
+                    "family": record.family,
+                    **read_effective_batch(trial_dir),
+                },
             ),
         )
 

@@ -44,6 +44,8 @@ class Watcher:
             self._display.say(f"  [yellow]{event['found']}[/]")
         elif kind == "pack":
             self._display.say(f"  {pack_line(event)}")
+        elif kind == "out_of_memory":
+            self._display.say(f"  [yellow]{split_line(event)}[/]")
         if "trial" not in event:
             return
         planned = self._trials[event["trial"]]
@@ -75,3 +77,12 @@ def pack_line(event: dict[str, Any]) -> str:
     sizes = sorted(count / MB for count in event["slot_bytes"])
     each = f"{sizes[0]:.1f}" if sizes[0] == sizes[-1] else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
     return f"pack of {len(sizes)}: {each} MB each on a base of {event['base_bytes'] / MB:.0f} MB"
+
+
+def split_line(event: dict[str, Any]) -> str:
+    """What an `out_of_memory` event says: the pack goes on, with the same samples in each step."""
+    return (
+        f"memory ran out: pack of {len(event['trials'])} goes on with batches of "
+        f"{event['effective_batch_size']}, {event['effective_accumulation']} in each step, which "
+        "learns the same"
+    )

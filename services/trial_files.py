@@ -1,7 +1,8 @@
 """What a trial leaves on disk, read back as plain values for the registry and the report.
 
-A trial's folder in, metric rows, measures and pictures out. Knows the files `metrics.jsonl` and
-`step-NNNNNN/scores.json`; never writes, and never imports the training code (and so no torch).
+A trial's folder in, metric rows, measures and pictures out. Knows the files `metrics.jsonl`,
+`effective_batch.json` and `step-NNNNNN/scores.json`; never writes, and never imports the training
+code (and so no torch).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Protocol
 
 METRICS_FILE = "metrics.jsonl"
 SCORES_FILE = "scores.json"
+EFFECTIVE_FILE = "effective_batch.json"
+EFFECTIVE_FIELDS = ("effective_batch_size", "effective_accumulation")
 # The measures of a score, in the order in which people see them.
 MEASURES = ("identity", "prompt_fidelity", "drift", "leak", "memorisation", "diversity")
 
@@ -91,6 +94,15 @@ def read_metrics(trial_dir: Path) -> list[MetricRow]:
             )
         rows[step] = MetricRow(step, _finite_numbers(row))
     return [rows[step] for step in sorted(rows)]
+
+
+def read_effective_batch(trial_dir: Path) -> dict[str, str]:
+    """What a trial that ran out of memory was trained with instead; empty for the others."""
+    path = trial_dir / EFFECTIVE_FILE
+    if not path.exists():
+        return {}
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return {field: str(data[field]) for field in EFFECTIVE_FIELDS}
 
 
 def read_measures(checkpoint_dir: Path) -> Measures | None:

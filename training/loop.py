@@ -24,6 +24,7 @@ from training.batches import Batch, draw_batch, places_of, samples_per_step
 from training.checkpoints import remove_unfinished, save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
+from training.micro_batches import MicroBatches, is_out_of_memory, keep_split
 from training.pack.pack import Pack, last_contents, seat
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
@@ -115,7 +116,12 @@ def train_pack(
     after each checkpoint is on disk, while the base acts with this trial's adapter alone. `stop` is
     asked after every step on every rank: when one says yes, all return (work since the last
     checkpoints is done again later). The base is left without adapters, bit for bit as it
-    was. Raises ValueError for trials that cannot share a pack.
+    was.
+
+    When memory runs out, the step is done again in smaller micro-batches, once, with the same
+    samples and draws; the event `out_of_memory` and a file in the trials' folders say so (see
+    `keep_split`). Raises OutOfMemory, on every rank, when that does not fit either, and ValueError
+    for trials that cannot share a pack.
     """
     # With several workers only errors that all of them meet may be survived by all of them.
     survivable = Exception if world_size == 1 else UserError
@@ -134,29 +140,32 @@ def train_pack(
     with _deterministic(base.device), _bare_afterwards(base):
         pack: Pack | None = seat(base, seats, scaled=precision == "fp16")
         is_told = rank != 0 or on_event is None
+        micro_batches = MicroBatches(shared, [trial.trial_dir for trial, _ in seats])
         while pack is not None:
             started = time.perf_counter()
             begin_step(base.device)
             bank, slots = pack.bank, pack.slots
             bank.zero_grad()
-            losses = torch.zeros(len(slots), device=base.device)
-            for micro_step in range(shared.accumulation):
-                batches = [_draw(base, slot, micro_step, rank, world_size) for slot in slots]
-                with _autocast(base.device, precision):
-                    errors = _sample_losses(base, slots, batches)  # (K, B)
-                # Every micro-batch has as many samples, so the mean of means is the mean. Added up
-                # over the slots: no sample's gradient reaches another slot.
-                micro_losses = errors.mean(dim=1) / shared.accumulation  # (K,)
-                scaled = [
-                    slot.scaler.scale(loss) for slot, loss in zip(slots, micro_losses, strict=True)
-                ]
-                torch.stack(scaled).sum().backward()
-                losses += micro_losses.detach()
-            bank.collect_gradients()
+            losses, lack = _add_up_gradients(
+                base, slots, micro_batches.recipe, precision, rank, world_size
+            )
+            if lack is None:
+                bank.collect_gradients()
 
             stopping = stop is not None and stop()
+            is_lacking = lack is not None
             if world_size > 1:
-                losses, stopping = _average(bank.grads, losses, stopping, world_size)
+                losses, stopping, is_lacking = _average(
+                    bank.grads, losses, stopping, is_lacking, world_size
+                )
+            if is_lacking:
+                micro_batches.shrink(lack or "another worker ran out of memory", pack)
+                continue
+            found = micro_batches.untold()
+            if found is not None and rank == 0:
+                kept = keep_split(pack, micro_batches.recipe, found)
+                if on_event is not None:
+                    on_event({"kind": "out_of_memory", **kept})
             for slot in slots:
                 slot.scaler.unscale_(slot.optimizer)
             norms = bank.clip([slot.recipe.clip_norm for slot in slots])
@@ -221,13 +230,43 @@ def train_pack(
     return done
 
 
-def _draw(base: Base, slot: Slot, micro_step: int, rank: int, world_size: int) -> Batch:
+def _add_up_gradients(
+    base: Base, slots: Sequence[Slot], split: Recipe, precision: str, rank: int, world_size: int
+) -> tuple[Tensor, str | None]:
+    """Forward and backward of a step, in the micro-batches of `split`; mean losses.  # (K,)
+
+    With them what was said if memory ran out on the way; the gradients are then of no use.
+    """
+    losses = torch.zeros(len(slots), device=base.device)
+    try:
+        for micro_step in range(split.accumulation):
+            places = places_of(split, micro_step, rank, world_size)
+            batches = [_draw(base, slot, places, world_size) for slot in slots]
+            with _autocast(base.device, precision):
+                errors = _sample_losses(base, slots, batches)  # (K, B)
+            # Every micro-batch has as many samples, so the mean of means is the mean. Added up
+            # over the slots: no sample's gradient reaches another slot.
+            micro_losses = errors.mean(dim=1) / split.accumulation  # (K,)
+            scaled = [
+                slot.scaler.scale(loss) for slot, loss in zip(slots, micro_losses, strict=True)
+            ]
+            torch.stack(scaled).sum().backward()
+            losses += micro_losses.detach()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # Only its words: the error itself holds on to what was allocated.
+        return losses, str(error).strip().split("\n")[0] or type(error).__name__
+    return losses, None
+
+
+def _draw(base: Base, slot: Slot, places: Sequence[int], world_size: int) -> Batch:
     recipe = slot.recipe
     return draw_batch(
         recipe,
         slot.trial.cache,
         slot.step,
-        places_of(recipe, micro_step, rank, world_size),
+        places,
         samples_per_step(recipe, world_size),
         base.objective,
     )
@@ -258,19 +297,21 @@ def _sample_losses(base: Base, slots: Sequence[Slot], batches: Sequence[Batch]) 
     return (errors * weights.to(device)).view(len(slots), -1)
 
 
-def _average(grads: Tensor, losses: Tensor, stopping: bool, world_size: int) -> tuple[Tensor, bool]:
-    """Mean gradients and losses over the workers, in one collective; any worker's stop is all's.
+def _average(
+    grads: Tensor, losses: Tensor, stopping: bool, is_lacking: bool, world_size: int
+) -> tuple[Tensor, bool, bool]:
+    """Mean gradients and losses over the workers, in one collective.
 
-    Scaled fp16 gradients of a slot that overflowed on one worker are infinite on all, so all skip
-    that slot's step.
+    Any worker's stop is all's, and so is its lack of memory. Scaled fp16 gradients of a slot that
+    overflowed on one worker are infinite on all, so all skip that slot's step.
     """
-    flag = torch.tensor([float(stopping)], device=losses.device)
-    flat = torch.cat([flag, losses, grads.flatten()])
+    flags = torch.tensor([float(stopping), float(is_lacking)], device=losses.device)
+    flat = torch.cat([flags, losses, grads.flatten()])
     dist.all_reduce(flat)
     flat /= world_size
-    flag, losses, averaged = flat.split([1, len(losses), grads.numel()])
+    flags, losses, averaged = flat.split([2, len(losses), grads.numel()])
     grads.copy_(averaged.view_as(grads))
-    return losses, bool(flag > 0)
+    return losses, bool(flags[0] > 0), bool(flags[1] > 0)
 
 
 def _check_finite(slot: Slot, loss: float, grad_norm: float) -> None:

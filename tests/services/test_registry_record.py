@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from captioning import UserError
 from services.registry import Registry
-from services.trial_files import MEASURES, Interval, read_metrics
+from services.trial_files import MEASURES, Interval, read_effective_batch, read_metrics
 from services.trial_record import DatasetReference, TrialRecord, public_value
 
 SCORES = {name: Interval(0.5, 0.4, 0.6) for name in MEASURES}
@@ -296,3 +297,14 @@ def test_broken_metric_row_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         read_metrics(tmp_path)
+
+
+def test_smaller_micro_batches_are_tags_of_the_run(open_registry, trial) -> None:
+    content = {"effective_batch_size": 2, "effective_accumulation": 4, "found": "no room"}
+    (trial.trial_dir / "effective_batch.json").write_text(json.dumps(content))
+    registry = open_registry()
+    tags = {**trial.tags, **read_effective_batch(trial.trial_dir)}
+    run_id = record_all(registry, replace(trial, tags=tags))
+    found = client_of(registry).get_run(run_id).data.tags
+    assert (found["effective_batch_size"], found["effective_accumulation"]) == ("2", "4")
+    assert read_effective_batch(trial.trial_dir / "nothing") == {}

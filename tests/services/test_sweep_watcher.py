@@ -72,3 +72,15 @@ def test_a_failure_is_told_and_recorded(plan: SweepPlan):
     )
     assert "no space left" in written
     assert recorded == [(trial, "failed")]
+
+
+def test_a_lack_of_memory_is_told(plan: SweepPlan):
+    event = {
+        "kind": "out_of_memory",
+        "trials": ["t0", "t1", "t2"],
+        "effective_batch_size": 2,
+        "effective_accumulation": 4,
+        "found": "no room",
+    }
+    written, _ = watch(plan, event)
+    assert "pack of 3 goes on with batches of 2, 4 in each step" in written

@@ -1,0 +1,103 @@
+"""Smaller micro-batches for a pack that ran out of memory: the same samples, draws and step.
+
+A recipe in, the same recipe with fewer samples in a micro-batch and more micro-batches out, and
+what a trial's folder keeps of that. The maths is not touched: samples and their random numbers are
+counted by their place in the whole step, so the result is equal up to float rounding.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioning import UserError, write_atomic
+from training.pack.pack import Pack
+from training.recipe import Recipe
+
+EFFECTIVE_FILE = "effective_batch.json"
+BATCH_SIZE, ACCUMULATION = "effective_batch_size", "effective_accumulation"
+# What PyTorch's CPU allocator says (c10/core/impl/alloc_cpu.cpp), and C++ where it is not asked.
+_CPU_WORDS = ("DefaultCPUAllocator", "bad_alloc")
+# All that oneDNN says when it finds no memory for the code of a convolution.
+_ONEDNN_WORDS = "could not create a primitive"
+
+
+class OutOfMemory(UserError):
+    """A pack does not fit, with smaller micro-batches either; raised on every worker alike."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the accelerator or in the host's memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = str(error).strip()
+    return isinstance(error, RuntimeError) and (
+        words == _ONEDNN_WORDS or any(word in words for word in _CPU_WORDS)
+    )
+
+
+class MicroBatches:
+    """How the samples of a step are split, in one run of a pack."""
+
+    def __init__(self, recipe: Recipe, trial_dirs: Sequence[Path]) -> None:
+        """As the recipe says, or as small as any of the trials has come down to before."""
+        sizes = [size for size in map(_kept_size, trial_dirs) if size]
+        fitting = [size for size in sizes if recipe.batch_size % size == 0]
+        #: The pack's recipe, with the `batch_size` and `accumulation` that are computed with.
+        self.recipe = _with_batch_size(recipe, min(fitting, default=recipe.batch_size))
+        self._is_smaller = False
+        self._untold: str | None = None
+
+    def shrink(self, found: str, pack: Pack) -> None:
+        """Halve the micro-batches, once, and make room; `found` is what was said of the lack.
+
+        An odd size is divided by its smallest factor, so that every micro-batch has as many
+        samples. Raises OutOfMemory the second time, and when they hold a single sample.
+        """
+        size = self.recipe.batch_size
+        if self._is_smaller or size == 1:
+            raise OutOfMemory(
+                f"trials {', '.join(slot.trial.id for slot in pack.slots)}",
+                f"memory ran out ({found}) at step {pack.slots[0].step + 1}, with "
+                f"{len(pack.slots)} × {size} samples in a forward pass",
+                "lower the resolution or the rank, or set gradient_checkpointing in settings.yaml",
+            )
+        factor = next(factor for factor in range(2, size + 1) if size % factor == 0)
+        self.recipe = _with_batch_size(self.recipe, size // factor)
+        self._is_smaller = True
+        self._untold = found
+        # The cached blocks of the failed step go back, so that other sizes find room.
+        gc.collect()
+        if pack.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def untold(self) -> str | None:
+        """What was said of the lack, when a step has fitted since; once, then None."""
+        found, self._untold = self._untold, None
+        return found
+
+
+def keep_split(pack: Pack, split: Recipe, found: str) -> dict[str, Any]:
+    """Write down, in the trials' folders, what they are trained with from here on; returns that."""
+    content = {BATCH_SIZE: split.batch_size, ACCUMULATION: split.accumulation, "found": found}
+    for slot in pack.slots:
+        data = json.dumps({**content, "after_step": slot.step}, indent=1) + "\n"
+        write_atomic(slot.trial.trial_dir / EFFECTIVE_FILE, data.encode())
+    return {"trials": [slot.trial.id for slot in pack.slots], **content}
+
+
+def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
+    parts = recipe.batch_size // size
+    return recipe.model_copy(
+        update={"batch_size": size, "accumulation": recipe.accumulation * parts}
+    )
+
+
+def _kept_size(trial_dir: Path) -> int | None:
+    file = trial_dir / EFFECTIVE_FILE
+    return int(json.loads(file.read_text("utf-8"))[BATCH_SIZE]) if file.exists() else None
