@@ -36,7 +36,8 @@ class SweepConfig(BaseModel):
     )
     search: dict[str, list[Any]] = Field(
         default_factory=dict,
-        description="Recipe fields (dotted) and the values to try; every combination is a trial.",
+        description="Recipe fields (dotted) and the values to try; every combination is a trial. "
+        "A part of the recipe can be a value too: `optimizer: [{lr: 1.0e-4}, {type: prodigy}]`.",
     )
     scoring: ScoringConfig = Field(
         default_factory=ScoringConfig, description="How checkpoints are scored."
@@ -73,7 +74,8 @@ def plan_sweep(
             raise UserError(f"{source}: search.{field}", "an empty list", "name at least one value")
     trials: dict[str, PlannedTrial] = {}
     for overrides in _combinations(config.search):
-        data = config.recipe.model_dump(mode="json")
+        # Only what was written: each optimiser has defaults of its own.
+        data = config.recipe.model_dump(mode="json", exclude_unset=True)
         for field, value in overrides.items():
             _set(data, field, value)
         recipe = parse_config(Recipe, data, f"{source}: search")
@@ -114,6 +116,11 @@ def _warnings(config: SweepConfig) -> Iterator[str]:
             "network.rank varies while network.alpha is fixed: the update's scale alpha/rank "
             "changes with it, so this is a hidden learning-rate sweep. Leave alpha out to have "
             "alpha = rank."
+        )
+    if "optimizer.type" in config.search and "lr" in config.recipe.optimizer.model_fields_set:
+        yield (
+            "optimizer.type varies while optimizer.lr is fixed, but optimisers want learning rates "
+            "of very different sizes. Leave lr out, or search `optimizer` with a mapping for each."
         )
     if "steps" in config.search:
         yield (

@@ -9,9 +9,11 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from captioning import DatasetVersion
+from training.optimizer import AdamW, Optimizer
+from training.strict import Strict
 
 # Length of a trial's id: 48 bits, so among a million trials a clash has odds of one in 500.
 TRIAL_ID_HEX_DIGITS = 12
@@ -26,13 +28,7 @@ _ADDED_LATER = (
 )
 
 
-class _Strict(BaseModel):
-    """Unknown keys and non-finite numbers are errors; a value never changes once it is parsed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Network(_Strict):
+class Network(Strict):
     """Which adapter is put on the UNet."""
 
     method: Literal["lora", "dora"] = Field(
@@ -71,32 +67,7 @@ class Network(_Strict):
         return self.effective_alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
 
-class Optimizer(_Strict):
-    """AdamW (Loshchilov & Hutter 2019); the defaults are those of diffusers' LoRA scripts."""
-
-    type: Literal["adamw"] = Field("adamw", description="The only optimiser so far.")
-    lr: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
-    betas: tuple[float, float] = Field(
-        (0.9, 0.999), description="Decay of the running mean and of the running square."
-    )
-    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
-    lora_plus_ratio: float = Field(
-        1.0,
-        gt=0,
-        le=1024,
-        description="The learning rate of B is this times that of A and of the magnitudes. Above "
-        "1 is LoRA+ (Hayou et al. 2024, who use 16).",
-    )
-
-    @model_validator(mode="after")
-    def _betas_in_range(self) -> Optimizer:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must both be in 0..1 (1 excluded)")
-        return self
-
-
-class Schedule(_Strict):
+class Schedule(Strict):
     """The learning rate over the steps."""
 
     type: Literal["constant", "wsd", "cosine"] = Field(
@@ -110,11 +81,11 @@ class Schedule(_Strict):
     )
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """All that decides one training run; with a dataset version and a base it names a trial."""
 
     network: Network = Field(default_factory=Network, description="The adapter.")
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="The optimiser.")
+    optimizer: Optimizer = Field(default_factory=AdamW, description="The optimiser.")
     schedule: Schedule = Field(default_factory=Schedule, description="The learning rate.")
     steps: int = Field(800, ge=1, le=1_000_000, strict=True, description="Optimiser steps.")
     checkpoint_every: int = Field(
@@ -184,6 +155,15 @@ class Recipe(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _averages_without_decay(self) -> Recipe:
+        if self.optimizer.type == "schedulefree" and self.schedule.type != "constant":
+            raise ValueError(
+                f"schedule.type {self.schedule.type} decays the learning rate, and optimizer.type "
+                "schedulefree averages the weights in place of a decay: use constant, with warm-up"
+            )
+        return self
+
     def canonical(self) -> str:
         """One line of sorted JSON; recipes that train the same way give the same text."""
         data = self.model_dump(mode="json")
@@ -194,7 +174,7 @@ class Recipe(_Strict):
         # Left as they are these change nothing, and older trials keep their names.
         for part, key, usual in _ADDED_LATER:
             place = data[part] if part else data
-            if place[key] == usual:
+            if key in place and place[key] == usual:
                 del place[key]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
