@@ -25,6 +25,7 @@ _ADDED_LATER = (
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
+    ("", "ema_decay", None),
 )
 
 
@@ -142,6 +143,15 @@ class Recipe(Strict):
     clip_norm: float | None = Field(
         1.0, gt=0, description="Largest norm of the whole gradient. None: no clipping."
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Keep an exponential moving average of the adapter with this decay, which "
+        "grows towards it as (1 + n)/(10 + n) over n steps (diffusers' EMAModel). The average is "
+        "what is scored, exported and registered; training goes on from the weights themselves. "
+        "None: no average.",
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, strict=True, description="Of the initial weights and of every draw."
     )
@@ -156,11 +166,16 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _averages_without_decay(self) -> Recipe:
+    def _averages_once(self) -> Recipe:
         if self.optimizer.type == "schedulefree" and self.schedule.type != "constant":
             raise ValueError(
                 f"schedule.type {self.schedule.type} decays the learning rate, and optimizer.type "
                 "schedulefree averages the weights in place of a decay: use constant, with warm-up"
+            )
+        if self.optimizer.type == "schedulefree" and self.ema_decay is not None:
+            raise ValueError(
+                f"ema_decay {self.ema_decay} would average the weights a second time, after "
+                "optimizer.type schedulefree: leave one of them out"
             )
         return self
 

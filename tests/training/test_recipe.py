@@ -44,6 +44,8 @@ def test_defaults_round_trip_through_yaml() -> None:
         ({"optimizer": {"type": "prodigy", "lora_plus_ratio": 16}}, "one step size"),
         ({"optimizer": {"type": "schedulefree", "lora_plus_ratio": 16}}, "lora_plus_ratio"),
         ({"optimizer": {"type": "schedulefree", "betas": [0, 0.9]}}, "betas"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"optimizer": {"type": "schedulefree"}, "ema_decay": 0.9}, "ema_decay 0.9"),
         ({"optimizer": {"type": "schedulefree"}, "schedule": {"type": "wsd"}}, "schedule.type wsd"),
     ],
 )
@@ -139,10 +141,11 @@ def test_settings_that_came_later_name_other_trials_only_when_they_are_used(
         {"optimizer": {"lora_plus_ratio": 16}},
         {"huber_c": 0.1},
         {"noise_offset": 0.1},
+        {"ema_decay": 0.99},
     ]
     recipes = [Recipe(), *map(Recipe.model_validate, used)]
-    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 5
-    for name in ("rank_stabilised", "lora_plus_ratio", "huber_c", "noise_offset"):
+    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 6
+    for name in ("rank_stabilised", "lora_plus_ratio", "huber_c", "noise_offset", "ema_decay"):
         assert name not in Recipe().canonical()
 
 

@@ -1,7 +1,7 @@
 """One trial's place in a pack: its row of the bank, and an optimiser and a loss scaler of its own.
 
 What a checkpoint holds in; the same out, at any step. The weights that are shown, scored and
-exported may be others than the trained ones: an optimiser's average. A checkpoint then has both.
+exported may be others than the trained ones: an average of them. A checkpoint then has both.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.adapters import adapter_state, state_name
 from training.checkpoints import Contents
@@ -62,6 +63,7 @@ class Slot:
         ups = {key: part if key[1] == UP else torch.zeros_like(part) for key, part in ones.items()}
         self._faster = bank.join(index, ups).bool()  # (P,): B, whose learning rate is its own
         self.scaler = torch.amp.GradScaler(bank.device.type, enabled=scaled)
+        self._ema = _moving_average(bank.weights[index], trial.recipe, saved.step)
         self._restore(saved.state)
 
     def set_learning_rate(self, lr: float) -> None:
@@ -77,6 +79,8 @@ class Slot:
         if self._ratio != 1:
             # These optimisers' steps, decay included, are proportional to the learning rate.
             row[self._faster] = torch.lerp(before[self._faster], row[self._faster], self._ratio)
+        if self._ema is not None:
+            self._ema.step([nn.Parameter(row)])
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -98,6 +102,9 @@ class Slot:
 
     def _shown(self) -> Tensor | None:
         """The row that a checkpoint's adapter has, if it is not the trained one.  # (P,)"""
+        if self._ema is not None:
+            average: Tensor = self._ema.shadow_params[0]
+            return average
         return self._stepper.averaged()
 
     def contents(self) -> Contents:
@@ -136,3 +143,14 @@ class Slot:
             saved["scale"] = float(tensors["scaler/scale"])
             saved["_growth_tracker"] = int(tensors["scaler/growth_tracker"])
             self.scaler.load_state_dict(saved)
+
+
+def _moving_average(row: Tensor, recipe: Recipe, step: int) -> Any:
+    """diffusers' average of a row that holds the average now, after `step` steps; None without."""
+    if recipe.ema_decay is None:
+        return None
+    from diffusers.training_utils import EMAModel
+
+    average = EMAModel([nn.Parameter(row)], decay=recipe.ema_decay)
+    average.optimization_step = step
+    return average
