@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -54,15 +54,14 @@ def load_config(model: type[M], path: Path) -> M:
 
 def _problem(model: type[BaseModel], error: dict[str, Any]) -> tuple[str, str]:
     """(what is wrong, how to fix it) for one of pydantic's errors."""
-    location = [str(part) for part in error["loc"]]
+    location, models = _written(model, [str(part) for part in error["loc"]])
     dotted = ".".join(location) or "the file"
     if error["type"] != "extra_forbidden":
         value = "nothing" if error["type"] == "missing" else _short(error["input"])
         message = error["msg"].removeprefix("Value error, ")
         return f"{dotted}: {value}: {message}", f"correct {dotted}"
-    *parents, unknown = location
-    valid = sorted(_keys(model, parents))
-    nearest = difflib.get_close_matches(unknown, valid, n=1)
+    valid = sorted({key for candidate in models for key in candidate.model_fields})
+    nearest = difflib.get_close_matches(location[-1], valid, n=1)
     if nearest:
         return f"{dotted}: unknown key; did you mean {nearest[0]!r}?", f"write {nearest[0]!r}"
     return f"{dotted}: unknown key", f"use one of: {', '.join(valid)}"
@@ -73,13 +72,21 @@ def _short(value: object) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
-def _keys(model: type[BaseModel], path: list[str]) -> set[str]:
-    """The keys that are valid at `path` inside `model`.
+def _written(model: type[BaseModel], path: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The path as it is in the file, and the models that may have its last part as a key.
 
-    A part of the path that is no field (a list index, a dict key, a union's tag) is passed over.
+    pydantic's path names the tag of a union too, which nobody wrote there: it is left out, and
+    decides for one model. Other parts that are no field (a list index, a dict key) stay.
     """
-    here = [model]
-    for part in path:
+    here, written = [model], []
+    for number, part in enumerate(path):
+        tagged = [candidate for candidate in here if part in _literals(candidate)]
+        if len(here) > 1 and tagged:
+            here = tagged
+            continue
+        written.append(part)
+        if number == len(path) - 1:
+            break
         nested = [
             found
             for candidate in here
@@ -87,7 +94,17 @@ def _keys(model: type[BaseModel], path: list[str]) -> set[str]:
             for found in _models(candidate.model_fields[part].annotation)
         ]
         here = nested or here
-    return {key for candidate in here for key in candidate.model_fields}
+    return written, here
+
+
+def _literals(model: type[BaseModel]) -> set[object]:
+    """The values of the model's literal fields, by one of which a union tells it apart."""
+    return {
+        value
+        for field in model.model_fields.values()
+        if get_origin(field.annotation) is Literal
+        for value in get_args(field.annotation)
+    }
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -37,22 +37,12 @@ class SweepConfig(BaseModel):
     )
     search: dict[str, list[Any]] = Field(
         default_factory=dict,
-        description="Recipe fields (dotted) and the values to try; every combination is a trial.",
+        description="Recipe fields (dotted) and the values to try; every combination is a trial. "
+        "A part of the recipe can be a value too: `optimizer: [{lr: 1.0e-4}, {type: prodigy}]`.",
     )
     scoring: ScoringConfig = Field(
         default_factory=ScoringConfig, description="How checkpoints are scored."
     )
-
-
-def fit_sweep(config: SweepConfig, family: str, source: str) -> SweepConfig:
-    """`config` with the family's defaults in its recipe, which it then has for good.
-
-    Raises UserError naming `source` for what the family cannot do.
-    """
-    recipe = fit_recipe(config.recipe, family, source)
-    # Every field is set now: a later default changes no sweep that was started.
-    whole = Recipe.model_validate(recipe.model_dump(mode="json"))
-    return config.model_copy(update={"recipe": whole})
 
 
 @dataclass(frozen=True)
@@ -86,6 +76,7 @@ def plan_sweep(
             raise UserError(f"{source}: search.{field}", "an empty list", "name at least one value")
     trials: dict[str, PlannedTrial] = {}
     for overrides in _combinations(config.search):
+        # Only what was written: the rest is the family's and the optimiser's to fill in.
         data = config.recipe.model_dump(mode="json", exclude_unset=True)
         for field, value in overrides.items():
             _set(data, field, value)
@@ -128,6 +119,11 @@ def _warnings(config: SweepConfig) -> Iterator[str]:
             "network.rank varies while network.alpha is fixed: the update's scale alpha/rank "
             "changes with it, so this is a hidden learning-rate sweep. Leave alpha out to have "
             "alpha = rank."
+        )
+    if "optimizer.type" in config.search and "lr" in config.recipe.optimizer.model_fields_set:
+        yield (
+            "optimizer.type varies while optimizer.lr is fixed, but optimisers want learning rates "
+            "of very different sizes. Leave lr out, or search `optimizer` with a mapping for each."
         )
     if "steps" in config.search:
         yield (

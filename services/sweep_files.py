@@ -50,7 +50,7 @@ class SweepRecord(BaseModel):
 def record_sweep(
     store: Store, dataset: DatasetVersion, plan: SweepPlan, config: SweepConfig, base: BaseFacts
 ) -> SweepRecord:
-    """Keep what was asked; a sweep that is asked for again becomes the newest one."""
+    """Keep what was asked, and no more; a sweep that is asked for again becomes the newest one."""
     record = SweepRecord(
         sweep=plan.sweep,
         character=dataset.character,
@@ -63,7 +63,7 @@ def record_sweep(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     file = sweep_dir(store, record) / SWEEP_FILE
-    write_atomic(file, (record.model_dump_json(indent=1) + "\n").encode())
+    write_atomic(file, (record.model_dump_json(indent=1, exclude_unset=True) + "\n").encode())
     return record
 
 

@@ -20,7 +20,7 @@ from services.leaderboard import print_leaderboard
 from services.progress import Display, Step
 from services.registry import Registry
 from services.settings import Home
-from services.sweep import PlannedTrial, SweepConfig, SweepPlan, fit_sweep, plan_sweep
+from services.sweep import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
 from services.sweep_files import (
     SweepRecord,
     candidates,
@@ -91,7 +91,6 @@ def prepare_sweep(
     Raises UserError for a base that is no model and for a config that asks for the impossible.
     """
     base = base_facts(config.base or home.settings.base or STARTER_BASE)
-    config = fit_sweep(config, base.family, source)
     plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
     for warning in plan.warnings:
         console.print(f"[yellow]note:[/] {warning}")

@@ -23,8 +23,9 @@ from training.latents import LatentCache, encode_dataset
 from training.launch import run_trials
 from training.loop import TrainingDiverged, train
 from training.measures import Interval
+from training.optimizer import Optimizer
 from training.prompts import SUBJECT_SLOT, Limits, ScoringConfig
-from training.recipe import Network, Optimizer, Recipe, Schedule, trial_id
+from training.recipe import Network, Recipe, Schedule, trial_id
 from training.sampling import sample
 from training.scores import BaseScores, Score
 from training.scoring import score_base, score_checkpoint

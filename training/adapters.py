@@ -161,9 +161,12 @@ def is_attached(base: Base) -> bool:
     return bank_on(base) is not None
 
 
-def adapter_state(bank: AdapterBank, slot: int = 0) -> dict[str, Tensor]:
-    """A copy of a slot's weights under PEFT's names with the component's prefix, fp32, on CPU."""
-    parts = bank.split(slot, bank.weights[slot])
+def adapter_state(bank: AdapterBank, slot: int = 0, row: Tensor | None = None) -> dict[str, Tensor]:
+    """A copy of a slot's weights under PEFT's names with the component's prefix, fp32, on CPU.
+
+    `row`: weights to read in place of the bank's own.  # (P,)
+    """
+    parts = bank.split(slot, bank.weights[slot] if row is None else row)
     return {
         state_name(bank.component, *key): tensor.detach()
         .to("cpu", torch.float32, copy=True)

@@ -56,7 +56,7 @@ class Contents:
 
     step: int
     recipe: Recipe
-    adapter: dict[str, Tensor]  # as adapters.adapter_state gives it
+    adapter: dict[str, Tensor]  # as adapters.adapter_state gives it: what is scored and exported
     state: dict[str, Tensor]  # as pack.slot.Slot.optimizer_state gives it
 
 

@@ -25,7 +25,9 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
     kind = FAMILIES[family]
     data = recipe.model_dump(mode="json", exclude_unset=True)
     for dotted, value in kind.defaults.items():
-        _set_default(data, dotted, value)
+        # A family's learning rate is one of AdamW; other optimisers have their own.
+        if dotted != "optimizer.lr" or recipe.optimizer.type == "adamw":
+            _set_default(data, dotted, value)
     fitted = parse_config(Recipe, data, source)
     refused, reason = (
         (DIFFUSION_FIELDS, "belongs to diffusions; a flow has no signal-to-noise weighting")

@@ -216,7 +216,7 @@ def train_pack(
                         )
                     if on_checkpoint is not None:
                         folder = slot.trial.trial_dir / f"step-{slot.step:06d}"
-                        with bank.alone(slot.index):
+                        with slot.alone():
                             on_checkpoint(slot.trial, slot.step, folder)
                 except survivable as error:
                     gone.append(slot)

@@ -10,9 +10,11 @@ import json
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from captioning import DatasetVersion
+from training.optimizer import AdamW, Optimizer
+from training.strict import Strict
 
 # Length of a trial's id: 48 bits, so among a million trials a clash has odds of one in 500.
 TRIAL_ID_HEX_DIGITS = 12
@@ -30,16 +32,11 @@ _ADDED_LATER = (
     ("", "noise_offset", 0.0),
     ("", "timestep_sampling", None),
     ("", "timestep_shift", None),
+    ("", "ema_decay", None),
 )
 
 
-class _Strict(BaseModel):
-    """Unknown keys and non-finite numbers are errors; a value never changes once it is parsed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Network(_Strict):
+class Network(Strict):
     """Which adapter is put on the denoiser (the UNet, or the transformer)."""
 
     method: Literal["lora", "dora"] = Field(
@@ -99,32 +96,7 @@ class Network(_Strict):
         return self.effective_alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
 
-class Optimizer(_Strict):
-    """AdamW (Loshchilov & Hutter 2019); the defaults are those of diffusers' LoRA scripts."""
-
-    type: Literal["adamw"] = Field("adamw", description="The only optimiser so far.")
-    lr: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
-    betas: tuple[float, float] = Field(
-        (0.9, 0.999), description="Decay of the running mean and of the running square."
-    )
-    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
-    lora_plus_ratio: float = Field(
-        1.0,
-        gt=0,
-        le=1024,
-        description="The learning rate of B is this times that of A and of the magnitudes. Above "
-        "1 is LoRA+ (Hayou et al. 2024, who use 16).",
-    )
-
-    @model_validator(mode="after")
-    def _betas_in_range(self) -> Optimizer:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must both be in 0..1 (1 excluded)")
-        return self
-
-
-class Schedule(_Strict):
+class Schedule(Strict):
     """The learning rate over the steps."""
 
     type: Literal["constant", "wsd", "cosine"] = Field(
@@ -138,11 +110,11 @@ class Schedule(_Strict):
     )
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """All that decides one training run; with a dataset version and a base it names a trial."""
 
     network: Network = Field(default_factory=Network, description="The adapter.")
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="The optimiser.")
+    optimizer: Optimizer = Field(default_factory=AdamW, description="The optimiser.")
     schedule: Schedule = Field(default_factory=Schedule, description="The learning rate.")
     steps: int = Field(800, ge=1, le=1_000_000, strict=True, description="Optimiser steps.")
     checkpoint_every: int = Field(
@@ -212,6 +184,15 @@ class Recipe(_Strict):
     clip_norm: float | None = Field(
         1.0, gt=0, description="Largest norm of the whole gradient. None: no clipping."
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Keep an exponential moving average of the adapter with this decay, which "
+        "grows towards it as (1 + n)/(10 + n) over n steps (diffusers' EMAModel). The average is "
+        "what is scored, exported and registered; training goes on from the weights themselves. "
+        "None: no average.",
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, strict=True, description="Of the initial weights and of every draw."
     )
@@ -225,6 +206,20 @@ class Recipe(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _averages_once(self) -> Recipe:
+        if self.optimizer.type == "schedulefree" and self.schedule.type != "constant":
+            raise ValueError(
+                f"schedule.type {self.schedule.type} decays the learning rate, and optimizer.type "
+                "schedulefree averages the weights in place of a decay: use constant, with warm-up"
+            )
+        if self.optimizer.type == "schedulefree" and self.ema_decay is not None:
+            raise ValueError(
+                f"ema_decay {self.ema_decay} would average the weights a second time, after "
+                "optimizer.type schedulefree: leave one of them out"
+            )
+        return self
+
     def canonical(self) -> str:
         """One line of sorted JSON; recipes that train the same way give the same text."""
         data = self.model_dump(mode="json")
@@ -235,7 +230,7 @@ class Recipe(_Strict):
         # Left as they are these change nothing, and older trials keep their names.
         for part, key, usual in _ADDED_LATER:
             place = data[part] if part else data
-            if place[key] == usual:
+            if key in place and place[key] == usual:
                 del place[key]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
 

@@ -1,6 +1,7 @@
 import datetime
 import pickle
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
@@ -57,6 +58,40 @@ def test_an_unknown_key_is_answered_with_the_nearest(data: object, where: str):
 def test_an_unknown_key_like_no_other_gets_the_list():
     with pytest.raises(UserError, match="use one of: lr, network"):
         parse_config(Recipe, {"colour": 1}, "r.yaml")
+
+
+class Red(Strict):
+    type: Literal["red"]
+    shade: float = 0.5
+
+
+class Blue(Strict):
+    type: Literal["blue"]
+    depth: float = 0.5
+
+
+class Paint(Strict):
+    colour: Annotated[Red | Blue, Field(discriminator="type")]
+    more: list[Annotated[Red | Blue, Field(discriminator="type")]] = []
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"colour": {"type": "red", "depth": 1}}, "colour.depth: unknown key"),
+        ({"colour": {"type": "red", "shaed": 1}}, "colour.shaed: unknown key; did you mean 'sha"),
+        ({"colour": {"type": "blue", "depth": "x"}}, "colour.depth: 'x'"),
+        (
+            {"colour": {"type": "red"}, "more": [{"type": "blue", "dpth": 1}]},
+            "more.0.dpth: unknown key; did you mean 'depth'",
+        ),
+    ],
+)
+def test_a_union_is_answered_by_the_model_that_its_tag_names(data: object, said: str):
+    with pytest.raises(UserError) as caught:
+        parse_config(Paint, data, "p.yaml")
+    assert f"p.yaml: {said}" in str(caught.value)
+    assert ("shade" in str(caught.value)) != ("blue" in str(data))
 
 
 def test_every_problem_is_named_with_its_value():

@@ -51,6 +51,18 @@ def test_steps_as_a_search_field_is_noted():
     assert any("checkpoint_every" in note for note in plan({"steps": [100, 200]}).warnings)
 
 
+def test_every_optimiser_of_a_search_has_its_own_defaults():
+    planned = plan({"optimizer.type": ["adamw", "prodigy"]})
+    assert [trial.recipe.optimizer.lr for trial in planned.trials] == [1e-4, 1.0]
+    assert not planned.warnings
+    notes = plan({"optimizer.type": ["adamw", "lion"]}, {"optimizer": {"lr": 1e-3}}).warnings
+    assert any("optimizer.lr is fixed" in note for note in notes)
+    mappings = [{"lr": 1e-3}, {"type": "adafactor", "clip_threshold": 2.0}]
+    adamw, adafactor = (trial.recipe for trial in plan({"optimizer": mappings}).trials)
+    assert (adamw.optimizer.type, adamw.optimizer.lr) == ("adamw", 1e-3)
+    assert adafactor.optimizer.clip_threshold == 2.0
+
+
 def test_too_many_trials_are_refused():
     with pytest.raises(UserError, match="combinations"):
         plan({"network.rank": list(range(1, 257)), "network.method": ["lora", "dora"]})

@@ -54,10 +54,26 @@ def last_adapter(trial_dir: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(list_checkpoints(trial_dir)[-1].path).adapter
 
 
+def adamw(recipe: Recipe) -> Callable[[list[Any], list[Any]], torch.optim.Optimizer]:
+    def make(others: list[Any], ups: list[Any]) -> torch.optim.Optimizer:
+        lr, eps = recipe.optimizer.lr, recipe.optimizer.eps  # type: ignore[union-attr]
+        faster = {"params": ups, "lr": lr * recipe.optimizer.lora_plus_ratio}  # type: ignore[union-attr]
+        groups = [{"params": others}, faster]
+        return torch.optim.AdamW(groups, lr=lr, eps=eps, weight_decay=0.01)
+
+    return make
+
+
 def peft_by_hand(
-    folder: Path, cache: LatentCache, recipe: Recipe
+    folder: Path,
+    cache: LatentCache,
+    recipe: Recipe,
+    make: Callable[[list[Any], list[Any]], torch.optim.Optimizer] | None = None,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same training with nothing but diffusers, PEFT and torch; only the draws are shared."""
+    """The same training with nothing but diffusers, PEFT and torch; only the draws are shared.
+
+    `make(others, ups)`: another optimiser than AdamW.
+    """
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     objective = Diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
@@ -75,9 +91,7 @@ def peft_by_hand(
     parameters = [p for p in unet.parameters() if p.requires_grad]
     ups = [p for name, p in unet.named_parameters() if "lora_B" in name]
     others = [p for p in parameters if not any(p is up for up in ups)]
-    lr, eps = recipe.optimizer.lr, recipe.optimizer.eps
-    faster = {"params": ups, "lr": lr * recipe.optimizer.lora_plus_ratio}
-    optimizer = torch.optim.AdamW([{"params": others}, faster], lr=lr, eps=eps, weight_decay=0.01)
+    optimizer = (make or adamw(recipe))(others, ups)
     history = []
     for step in range(recipe.steps):
         draws = draw_batch(recipe, cache, step, range(4), 4, objective)
@@ -101,6 +115,8 @@ def peft_by_hand(
         optimizer.step()
         optimizer.zero_grad()
         history.append(loss.item())
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
     state = get_peft_model_state_dict(unet)
     return history, {f"unet.{name}": tensor for name, tensor in state.items()}
 

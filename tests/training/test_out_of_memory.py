@@ -170,13 +170,13 @@ def train_within(base_path: Path, cache: LatentCache, folder: Path, result: Any)
     """In a process of its own: with little more address space than half the batch takes."""
     torch.set_num_threads(1)
     base = load_base(base_path)
-    large = recipe(batch_size=256, steps=2)
+    large = recipe(batch_size=256, steps=1)
     train(base, cache, recipe(batch_size=128, steps=1), folder / "half")
     status = Path("/proc/self/status").read_text()
     peak_kb = next(int(line.split()[1]) for line in status.splitlines() if "VmPeak" in line)
     before = resource.getrlimit(resource.RLIMIT_AS)
     # 128 more samples take some 120 MB.
-    resource.setrlimit(resource.RLIMIT_AS, (peak_kb * 1024 + 40_000_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (peak_kb * 1024 + 80_000_000, before[1]))
     events: list[dict[str, Any]] = []
     train(base, cache, large, folder / "limited", on_event=events.append)
     resource.setrlimit(resource.RLIMIT_AS, before)

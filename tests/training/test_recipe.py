@@ -1,5 +1,6 @@
 """The recipe is strict, and a trial's id depends on all that decides the training and no more."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -34,6 +35,18 @@ def test_defaults_round_trip_through_yaml() -> None:
         ({"caption_dropout": 1.5}, "caption_dropout"),
         ({"steps": 10, "schedule": {"warmup_steps": 11}}, "warmup_steps"),
         ({"stepps": 10}, "stepps"),
+        ({"optimizer": {"type": "sgd"}}, "adamw, adamw8bit, adafactor, lion, prodigy, schedule"),
+        ({"optimizer": {"type": ["lion"]}}, "optimizer: "),
+        ({"optimizer": {"type": "adafactor", "betas": [0.9, 0.99]}}, "optimizer.betas: unknown"),
+        ({"optimizer": {"type": "lion", "eps": 1e-8}}, "optimizer.eps: unknown"),
+        ({"optimizer": {"type": "adamw", "d_coef": 2}}, "optimizer.d_coef: unknown"),
+        ({"optimizer": {"type": "prodigy", "d_ceof": 2}}, "did you mean 'd_coef'"),
+        ({"optimizer": {"type": "prodigy", "lora_plus_ratio": 16}}, "one step size"),
+        ({"optimizer": {"type": "schedulefree", "lora_plus_ratio": 16}}, "lora_plus_ratio"),
+        ({"optimizer": {"type": "schedulefree", "betas": [0, 0.9]}}, "betas"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"optimizer": {"type": "schedulefree"}, "ema_decay": 0.9}, "ema_decay 0.9"),
+        ({"optimizer": {"type": "schedulefree"}, "schedule": {"type": "wsd"}}, "schedule.type wsd"),
     ],
 )
 def test_bad_values_are_refused_by_name(data: dict[str, object], said: str) -> None:
@@ -82,6 +95,44 @@ def test_alpha_written_out_or_left_out_is_the_same_trial(tiny_dataset: DatasetVe
     assert trial_id(tiny_dataset, "b", left_out) == trial_id(tiny_dataset, "b", written)
 
 
+@pytest.mark.parametrize(
+    ("data", "known"),
+    [
+        ({}, "c9540cafaa8aa5a3"),
+        ({"optimizer": {"lr": 2e-4}}, "d32e8d1dafd10d76"),
+        (
+            {
+                "optimizer": {
+                    "type": "adamw",
+                    "lr": 1e-3,
+                    "betas": [0.8, 0.95],
+                    "eps": 1e-6,
+                    "weight_decay": 0.1,
+                    "lora_plus_ratio": 4.0,
+                },
+                "network": {"method": "dora", "rank": 8},
+            },
+            "68c470d208155a73",
+        ),
+    ],
+)
+def test_trials_from_before_there_was_a_choice_of_optimiser_keep_their_names(
+    data: dict[str, object], known: str
+) -> None:
+    text = Recipe.model_validate(data).canonical()
+    assert hashlib.sha256(text.encode()).hexdigest().startswith(known)
+
+
+@pytest.mark.parametrize(
+    "type", ["adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedulefree"]
+)
+def test_every_optimiser_round_trips_with_defaults_of_its_own(type: str) -> None:
+    recipe = Recipe.model_validate({"optimizer": {"type": type}})
+    assert recipe.optimizer.type == type
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert (recipe.canonical() == Recipe().canonical()) == (type == "adamw")
+
+
 def test_settings_that_came_later_name_other_trials_only_when_they_are_used(
     tiny_dataset: DatasetVersion,
 ) -> None:
@@ -90,10 +141,11 @@ def test_settings_that_came_later_name_other_trials_only_when_they_are_used(
         {"optimizer": {"lora_plus_ratio": 16}},
         {"huber_c": 0.1},
         {"noise_offset": 0.1},
+        {"ema_decay": 0.99},
     ]
     recipes = [Recipe(), *map(Recipe.model_validate, used)]
-    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 5
-    for name in ("rank_stabilised", "lora_plus_ratio", "huber_c", "noise_offset"):
+    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 6
+    for name in ("rank_stabilised", "lora_plus_ratio", "huber_c", "noise_offset", "ema_decay"):
         assert name not in Recipe().canonical()
 
 

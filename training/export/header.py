@@ -60,7 +60,7 @@ def header_facts(
         "ss_max_train_steps": str(recipe.steps),
         "ss_seed": str(recipe.seed),
         "ss_learning_rate": str(recipe.optimizer.lr),
-        "ss_optimizer": "torch.optim.AdamW",
+        "ss_optimizer": recipe.optimizer.library,
         "ss_resolution": f"({size_px}, {size_px})",
         "lorafarm.method": network.method,
         "lorafarm.form": form,

@@ -1,23 +1,29 @@
 """One trial's place in a pack: its row of the bank, and an optimiser and a loss scaler of its own.
 
-What a checkpoint holds in; the same out, at any step.
+What a checkpoint holds in; the same out, at any step. The weights that are shown, scored and
+exported may be others than the trained ones: an average of them. A checkpoint then has both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from training.adapters import adapter_state
+from training.adapters import adapter_state, state_name
 from training.checkpoints import Contents
 from training.latents import LatentCache
 from training.pack.bank import UP, AdapterBank
+from training.pack.optimizer import RowOptimizer
 from training.recipe import Recipe
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+# In a checkpoint's state: the trained weights, where its adapter has others.
+TRAINED = "trained/"
 
 
 @dataclass(frozen=True)
@@ -39,28 +45,25 @@ class Slot:
     def __init__(
         self, bank: AdapterBank, index: int, trial: Trial, saved: Contents, scaled: bool
     ) -> None:
-        """`scaled`: with a loss scaler, for fp16. The row holds the adapter of `saved` already."""
+        """`scaled`: with a loss scaler, for fp16. The row holds the adapter of `saved` already.
+
+        Raises UserError if the recipe's optimiser is not installed.
+        """
         self.index = index
         self.trial = trial
         self.recipe = trial.recipe
         self.step = saved.step  # optimiser steps done
         self.checkpoint_steps = frozenset(trial.recipe.checkpoint_steps())
         self._bank = bank
-        row = nn.Parameter(bank.weights[index])  # shares the row's memory
-        row.grad = bank.grads[index]
-        options = trial.recipe.optimizer
-        self.optimizer = torch.optim.AdamW(
-            [row],
-            lr=options.lr,
-            betas=options.betas,
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
+        self._stepper = RowOptimizer(bank, index, trial.recipe.optimizer)
+        self.optimizer = self._stepper.torch
+        # Of B, where it is not that of the other parts (LoRA+).
+        self._ratio = getattr(trial.recipe.optimizer, "lora_plus_ratio", 1.0)
         ones = bank.split(index, torch.ones_like(bank.weights[index]))
         ups = {key: part if key[1] == UP else torch.zeros_like(part) for key, part in ones.items()}
         self._faster = bank.join(index, ups).bool()  # (P,): B, whose learning rate is its own
         self.scaler = torch.amp.GradScaler(bank.device.type, enabled=scaled)
+        self._ema = _moving_average(bank.weights[index], trial.recipe, saved.step)
         self._restore(saved.state)
 
     def set_learning_rate(self, lr: float) -> None:
@@ -68,32 +71,58 @@ class Slot:
 
     def take_step(self) -> None:
         """Change the weights by their gradients; an fp16 step that overflowed changes nothing."""
-        row, ratio = self._bank.weights[self.index], self.recipe.optimizer.lora_plus_ratio
-        before = row.clone() if ratio != 1 else row
+        row = self._bank.weights[self.index]
+        before = row.clone() if self._ratio != 1 else row
         self.scaler.step(self.optimizer)
+        self._stepper.stepped()
         self.scaler.update()
-        if ratio != 1:
-            # AdamW's step, its decay included, is proportional to the learning rate.
-            row[self._faster] = torch.lerp(before[self._faster], row[self._faster], ratio)
+        if self._ratio != 1:
+            # These optimisers' steps, decay included, are proportional to the learning rate.
+            row[self._faster] = torch.lerp(before[self._faster], row[self._faster], self._ratio)
+        if self._ema is not None:
+            self._ema.step([nn.Parameter(row)])
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block every sample sees this slot's adapter as its checkpoint has it."""
+        shown, row = self._shown(), self._bank.weights[self.index]
+        if shown is None:
+            with self._bank.alone(self.index):
+                yield
+            return
+        trained = row.clone()
+        row.copy_(shown)
+        self._bank.changed()
+        try:
+            with self._bank.alone(self.index):
+                yield
+        finally:
+            row.copy_(trained)
+            self._bank.changed()
+
+    def _shown(self) -> Tensor | None:
+        """The row that a checkpoint's adapter has, if it is not the trained one.  # (P,)"""
+        if self._ema is not None:
+            average: Tensor = self._ema.shadow_params[0]
+            return average
+        return self._stepper.averaged()
 
     def contents(self) -> Contents:
         """All that is needed to go on from here, in this pack or in another."""
-        adapter = adapter_state(self._bank, self.index)
+        adapter = adapter_state(self._bank, self.index, self._shown())
         return Contents(self.step, self.recipe, adapter, self.optimizer_state())
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """AdamW's moments and the loss scaler as named tensors on the CPU.
+        """The optimiser's state and the loss scaler as named tensors on the CPU.
 
-        The names are those of PEFT's parameters. The schedule, the data order and all draws follow
-        from the step and the seed, so there is nothing of them to save.
+        With `trained/…`, the trained weights by the adapter's names, where the adapter is an
+        average of them. The schedule, the data order and all draws follow from the step and the
+        seed, so there is nothing of them to save.
         """
-        tensors: dict[str, Tensor] = {}
-        for state in self.optimizer.state.values():
-            for key in MOMENTS:
-                for (module, part), moment in self._bank.split(self.index, state[key]).items():
-                    name = _parameter_name(module, part)
-                    tensors[f"optimizer/{name}/{key}"] = moment
-                    tensors[f"optimizer/{name}/step"] = state["step"]
+        tensors = self._stepper.state()
+        if self._shown() is not None:
+            trained = adapter_state(self._bank, self.index)
+            tensors |= {f"{TRAINED}{name}": tensor for name, tensor in trained.items()}
         if self.scaler.is_enabled():
             saved = self.scaler.state_dict()
             tensors["scaler/scale"] = torch.tensor(saved["scale"], dtype=torch.float64)
@@ -104,18 +133,12 @@ class Slot:
         }
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        keys = list(self._bank.split(self.index, self._bank.weights[self.index]))
-        names = {key: f"optimizer/{_parameter_name(*key)}" for key in keys}
-        if f"{names[keys[0]]}/step" in tensors:  # it has none before its first step
-            moments = {
-                kind: self._bank.join(
-                    self.index, {key: tensors[f"{name}/{kind}"] for key, name in names.items()}
-                )
-                for kind in MOMENTS
-            }
-            state = {0: {"step": tensors[f"{names[keys[0]]}/step"].clone(), **moments}}
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if any(name.startswith(TRAINED) for name in tensors):
+            own = self._bank.split(self.index, self._bank.weights[self.index])
+            component = self._bank.component
+            trained = {key: tensors[f"{TRAINED}{state_name(component, *key)}"] for key in own}
+            self._bank.load(self.index, trained)
+        self._stepper.restore(tensors)
         if self.scaler.is_enabled() and "scaler/scale" in tensors:
             saved = self.scaler.state_dict()
             saved["scale"] = float(tensors["scaler/scale"])
@@ -123,5 +146,12 @@ class Slot:
             self.scaler.load_state_dict(saved)
 
 
-def _parameter_name(module: str, part: str) -> str:
-    return f"{module}.{part}.default.weight"
+def _moving_average(row: Tensor, recipe: Recipe, step: int) -> Any:
+    """diffusers' average of a row that holds the average now, after `step` steps; None without."""
+    if recipe.ema_decay is None:
+        return None
+    from diffusers.training_utils import EMAModel
+
+    average = EMAModel([nn.Parameter(row)], decay=recipe.ema_decay)
+    average.optimization_step = step
+    return average
