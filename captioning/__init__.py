@@ -39,7 +39,7 @@ from captioning.decisions import (
     override,
     require_passable,
 )
-from captioning.decode import PictureError, upright_rgb
+from captioning.decode import PictureError, opacity, upright_rgb
 from captioning.edits import Corrections, Edit, corrections, load_edits, record_edits
 from captioning.errors import UserError
 from captioning.exports import ExportFormat, export_version
@@ -220,6 +220,7 @@ __all__ = [
     "marked",
     "no_progress_bars",
     "observe",
+    "opacity",
     "open_objects",
     "override",
     "parse_config",

@@ -59,6 +59,22 @@ def upright_rgb(data: bytes) -> Pillow.Image:
     return decode(data)[0]
 
 
+def opacity(data: bytes) -> Pillow.Image | None:
+    """The upright picture's alpha channel, 0 to 255; None if nothing of it can be seen through.
+
+    Raises PictureError, a ValueError.
+    """
+    facts = inspect(data)
+    with Pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if not picture.has_transparency_data:
+            return None
+        alpha = picture.convert("RGBA").getchannel("A")
+    if alpha.size != (facts.width, facts.height):
+        raise PictureError("its transparency has another size")
+    return None if alpha.getextrema() == (255, 255) else alpha
+
+
 def _decoded(data: bytes, at_least_px: int | None) -> tuple[Pillow.Image, PictureFacts]:
     if not data:
         raise PictureError("an empty file")

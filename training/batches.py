@@ -28,6 +28,8 @@ class Batch:
     noise: Tensor  # (B, C, h, w), standard normal, plus the recipe's offset
     timesteps: Tensor  # (B,), as the objective draws them
     conditions: dict[str, Tensor]  # what the denoiser is told of text and picture, (B, ...) each
+    prior_conditions: dict[str, Tensor]  # likewise without the trigger, if the cache has that
+    masks: Tensor  # (B, 1, h, w), how much of each latent cell's picture is opaque, 0..1
 
 
 def places_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> range:
@@ -56,6 +58,7 @@ def draw_batch(
     Pictures come in a fresh random order every epoch, each once per epoch.
     """
     images, latents, noises, timesteps, conditions = [], [], [], [], []
+    priors, masks = [], []
     for place in places:
         image = _image_at(recipe.seed, step * step_samples + place, len(cache.mean))
         generator = _generator("sample", recipe.seed, step, place)
@@ -73,14 +76,25 @@ def draw_batch(
         noises.append(noise)
         timesteps.append(timestep)
         dropped = bool(choices[0] < recipe.caption_dropout)
-        conditions.append(cache.conditions(image, with_caption=not dropped))
+        order = 0
+        if cache.orders > 1:
+            order = int(torch.randint(cache.orders, (), generator=generator))
+        conditions.append(cache.conditions(image, None if dropped else order))
+        priors.append(cache.prior_conditions(image))
+        masks.append(cache.mask[image, view])
     return Batch(
         images=tuple(images),
         posterior_samples=torch.stack(latents),
         noise=torch.stack(noises),
         timesteps=torch.stack(timesteps),
-        conditions={name: torch.stack([one[name] for one in conditions]) for name in conditions[0]},
+        conditions=_stacked(conditions),
+        prior_conditions=_stacked(priors),
+        masks=torch.stack(masks),
     )
+
+
+def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _image_at(seed: int, position: int, count: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,10 @@ from PIL import ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn import functional as F
 
-from captioning import DatasetVersion, Sample, UserError, upright_rgb, write_atomic
+from captioning import DatasetVersion, UserError, opacity, upright_rgb, write_atomic
+from training.captions import CaptionPlan, tag_orders, without_trigger
 from training.families import Base
 
 # Part of every key: raise it when the pixels or tensors below come out differently.
@@ -28,7 +30,7 @@ FORMAT = 2
 TENSORS_FILE = "latents.safetensors"
 INDEX_FILE = "index.json"
 # How the tensors of the three groups are called in the file.
-TEXT, EMPTY_TEXT, PICTURE = "text.", "empty_text.", "picture."
+TEXT, EMPTY_TEXT, PRIOR_TEXT, PICTURE = "text.", "empty_text.", "prior_text.", "picture."
 Progress = Callable[[int, int], None]
 
 
@@ -39,15 +41,31 @@ class LatentCache:
     key: str
     mean: Tensor  # (N, F, C, h, w), the VAE's raw posterior
     logvar: Tensor  # (N, F, C, h, w)
-    text: dict[str, Tensor]  # (N, ...) each, what the base's encoders say of the captions
+    mask: Tensor  # (N, F, 1, h, w), how much of each cell's picture is opaque, 0..1
+    text: dict[str, Tensor]  # (N, V, ...) each, of the captions with their tags in V orders
     empty_text: dict[str, Tensor]  # (...) each, of the empty caption
+    prior_text: dict[str, Tensor]  # (N, ...) each, of the captions without the trigger, or empty
     picture: dict[str, Tensor]  # (N, ...) each, what the denoiser is told of the pictures
 
-    def conditions(self, image: int, with_caption: bool = True) -> dict[str, Tensor]:
-        """What the denoiser is told of one picture, with its caption or with the empty one."""
-        said = {name: tensor[image] for name, tensor in self.text.items()}
-        of_picture = {name: tensor[image] for name, tensor in self.picture.items()}
-        return {**(said if with_caption else self.empty_text), **of_picture}
+    @property
+    def orders(self) -> int:
+        """V, in how many orders of its tags each caption is there."""
+        return next(iter(self.text.values())).shape[1]
+
+    def conditions(self, image: int, order: int | None = 0) -> dict[str, Tensor]:
+        """What the denoiser is told of one picture, its caption in that order; None: empty."""
+        said = self.empty_text
+        if order is not None:
+            said = {name: tensor[image, order] for name, tensor in self.text.items()}
+        return {**said, **self._of_picture(image)}
+
+    def prior_conditions(self, image: int) -> dict[str, Tensor]:
+        """The same with the caption without the trigger; nothing if that was not encoded."""
+        said = {name: tensor[image] for name, tensor in self.prior_text.items()}
+        return {**said, **self._of_picture(image)} if said else {}
+
+    def _of_picture(self, image: int) -> dict[str, Tensor]:
+        return {name: tensor[image] for name, tensor in self.picture.items()}
 
 
 def encode_dataset(
@@ -57,14 +75,17 @@ def encode_dataset(
     flip: bool,
     folder: Path,
     progress: Progress | None = None,
+    captions: CaptionPlan | None = None,
 ) -> LatentCache:
     """Encode the training pictures of `dataset`, or read what an earlier call left in `folder`.
 
     Pictures are turned upright, scaled so that the short side is `resolution` pixels (the base's
-    native size when None) and cropped to the centre square. `folder/<key>/` gets the tensors and
+    native size when None) and cropped to the centre square; captions as `captions` says, by default
+    as they are. `folder/<key>/` gets the tensors and
     an index; it appears whole or not at all. Raises UserError for a resolution that the VAE cannot
     divide, a dataset without training pictures, or a picture that cannot be read.
     """
+    captions = captions or CaptionPlan()
     size_px = resolution or base.native_size_px
     multiple = base.size_multiple_px
     if size_px % multiple:
@@ -85,6 +106,8 @@ def encode_dataset(
         "size_px": size_px,
         "flip": flip,
         "dtype": "float32",
+        "captions": asdict(captions),
+        "trigger": dataset.trigger if captions.without_trigger else None,
         "samples": [[sample.sha256, sample.caption] for sample in dataset.train],
     }
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
@@ -93,19 +116,21 @@ def encode_dataset(
         if progress:
             progress(len(dataset.train), len(dataset.train))
         return cached
-    return _encode(dataset.train, base, size_px, flip, index, folder / key, progress)
+    return _encode(dataset, base, size_px, flip, captions, index, folder / key, progress)
 
 
 def _encode(
-    samples: tuple[Sample, ...],
+    dataset: DatasetVersion,
     base: Base,
     size_px: int,
     flip: bool,
+    captions: CaptionPlan,
     index: dict[str, object],
     target: Path,
     progress: Progress | None,
 ) -> LatentCache:
-    means, logvars, texts, pictures = [], [], [], []
+    samples = dataset.train
+    means, logvars, masks, texts, priors, pictures = [], [], [], [], [], []
     # One picture at a time: the numbers do not depend on who shares the batch.
     for done, sample in enumerate(samples, start=1):
         crop = read_crop(sample.path, size_px)
@@ -113,14 +138,22 @@ def _encode(
         posteriors = [base.encode_pixels(view[None]) for view in views]
         means.append(torch.cat([mean.cpu() for mean, _ in posteriors]))  # (F, C, h, w)
         logvars.append(torch.cat([logvar.cpu() for _, logvar in posteriors]))
-        texts.append(_first(base.encode_prompts([sample.caption])))
+        masks.append(_cell_masks(crop.opacity, means[-1], flip))
+        # One caption at a time too.
+        orders = tag_orders(sample.caption, captions.orders, captions.kept)
+        texts.append(_stacked([_first(base.encode_prompts([order])) for order in orders]))
+        if captions.without_trigger:
+            anybody = without_trigger(sample.caption, dataset.trigger)
+            priors.append(_first(base.encode_prompts([anybody])))
         pictures.append(base.picture_conditions(crop.original, crop.corner, size_px))
         if progress:
             progress(done, len(samples))
     tensors = {
         "mean": torch.stack(means).contiguous(),
         "logvar": torch.stack(logvars).contiguous(),
+        "mask": torch.stack(masks).contiguous(),
         **_named(TEXT, _stacked(texts)),
+        **_named(PRIOR_TEXT, _stacked(priors)),
         **_named(EMPTY_TEXT, _first(base.encode_prompts([""]))),
         **_named(PICTURE, _stacked(pictures)),
     }
@@ -160,14 +193,16 @@ def _cache(key: str, tensors: Mapping[str, Tensor]) -> LatentCache:
             for name, tensor in tensors.items()
             if name.startswith(prefix)
         }
-        for prefix in (TEXT, EMPTY_TEXT, PICTURE)
+        for prefix in (TEXT, EMPTY_TEXT, PRIOR_TEXT, PICTURE)
     }
     return LatentCache(
         key=key,
         mean=tensors["mean"],
         logvar=tensors["logvar"],
+        mask=tensors["mask"],
         text=groups[TEXT],
         empty_text=groups[EMPTY_TEXT],
+        prior_text=groups[PRIOR_TEXT],
         picture=groups[PICTURE],
     )
 
@@ -181,7 +216,16 @@ def _first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def _cell_masks(opacity: Tensor, mean: Tensor, flip: bool) -> Tensor:
+    """The mean opacity of each latent cell's pixels, mirrored too with `flip`.
+
+    # (H, W), (F, C, h, w) -> (F, 1, h, w)
+    """
+    views = torch.stack([opacity, opacity.flip(-1)] if flip else [opacity])[:, None]
+    return F.adaptive_avg_pool2d(views, (mean.shape[-2], mean.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -189,6 +233,7 @@ class Crop:
     """The centre square of a picture, and where it is from."""
 
     pixels: Tensor  # (3, H, W) fp32 in -1..1
+    opacity: Tensor  # (H, W) fp32 in 0..1; what is transparent is white in `pixels`
     original: tuple[int, int]  # (height, width) of the picture itself
     corner: tuple[int, int]  # (top, left) of the square in the scaled picture
 
@@ -200,7 +245,8 @@ def read_crop(path: Path, size_px: int) -> Crop:
     cannot be decoded.
     """
     try:
-        picture = upright_rgb(path.read_bytes())
+        data = path.read_bytes()
+        picture, alpha = upright_rgb(data), opacity(data)
     except (OSError, ValueError, SyntaxError, Picture.DecompressionBombError) as error:
         raise UserError(
             str(path), f"cannot be read as a picture ({error})", "freeze the dataset again"
@@ -208,9 +254,14 @@ def read_crop(path: Path, size_px: int) -> Crop:
     original = picture.height, picture.width
     picture = ImageOps.fit(picture, (size_px, size_px), Picture.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32))  # (H, W, 3)
+    seen = torch.ones(size_px, size_px)
+    if alpha is not None:
+        alpha = ImageOps.fit(alpha, (size_px, size_px), Picture.Resampling.LANCZOS)
+        seen = torch.from_numpy(np.asarray(alpha, dtype=np.float32)) / 255
     scale = size_px / min(original)
     top, left = ((round(side * scale) - size_px) // 2 for side in original)
-    return Crop(pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0, original, (top, left))
+    pixels = pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
+    return Crop(pixels, seen, original, (top, left))
 
 
 def read_pixels(path: Path, size_px: int) -> Tensor:

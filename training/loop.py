@@ -24,11 +24,12 @@ from training.batches import Batch, draw_batch, places_of, samples_per_step
 from training.checkpoints import remove_unfinished, save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
+from training.losses import pack_losses
 from training.micro_batches import MicroBatches, is_out_of_memory, keep_split
 from training.pack.pack import Pack, last_contents, seat
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
-from training.schedule import learning_rate, sample_losses
+from training.schedule import learning_rate
 from training.telemetry import (
     append_row,
     begin_step,
@@ -147,7 +148,7 @@ def train_pack(
             bank, slots = pack.bank, pack.slots
             bank.zero_grad()
             losses, lack = _add_up_gradients(
-                base, slots, micro_batches.recipe, precision, rank, world_size
+                base, pack, micro_batches.recipe, precision, rank, world_size
             )
             if lack is None:
                 bank.collect_gradients()
@@ -231,19 +232,20 @@ def train_pack(
 
 
 def _add_up_gradients(
-    base: Base, slots: Sequence[Slot], split: Recipe, precision: str, rank: int, world_size: int
+    base: Base, pack: Pack, split: Recipe, precision: str, rank: int, world_size: int
 ) -> tuple[Tensor, str | None]:
     """Forward and backward of a step, in the micro-batches of `split`; mean losses.  # (K,)
 
     With them what was said if memory ran out on the way; the gradients are then of no use.
     """
+    bank, slots = pack.bank, pack.slots
     losses = torch.zeros(len(slots), device=base.device)
     try:
         for micro_step in range(split.accumulation):
             places = places_of(split, micro_step, rank, world_size)
             batches = [_draw(base, slot, places, world_size) for slot in slots]
             with _autocast(base.device, precision):
-                errors = _sample_losses(base, slots, batches)  # (K, B)
+                errors = pack_losses(base, bank, slots, batches)  # (K, B)
             # Every micro-batch has as many samples, so the mean of means is the mean. Added up
             # over the slots: no sample's gradient reaches another slot.
             micro_losses = errors.mean(dim=1) / split.accumulation  # (K,)
@@ -270,31 +272,6 @@ def _draw(base: Base, slot: Slot, places: Sequence[int], world_size: int) -> Bat
         samples_per_step(recipe, world_size),
         base.objective,
     )
-
-
-def _sample_losses(base: Base, slots: Sequence[Slot], batches: Sequence[Batch]) -> Tensor:
-    """The weighted loss of every slot's B samples, fp32.  # (K, B)"""
-    device, objective = base.device, base.objective
-    weights = torch.cat(
-        [
-            objective.weights(slot.recipe, batch.timesteps)
-            for slot, batch in zip(slots, batches, strict=True)
-        ]
-    )
-    timesteps = torch.cat([batch.timesteps for batch in batches]).to(device)  # (K*B,)
-    noise = torch.cat([batch.noise for batch in batches]).to(device)
-    conditions = {
-        name: torch.cat([batch.conditions[name] for batch in batches]).to(device)
-        for name in batches[0].conditions
-    }
-    samples = torch.cat([batch.posterior_samples for batch in batches]).to(device)
-    latents = base.to_latents(samples)  # (K*B, C, h, w)
-    noisy = objective.noisy(latents, noise, timesteps)
-    target = objective.target(latents, noise, timesteps)
-    prediction = base.predict(noisy, timesteps, conditions)
-    huber_c = [s.recipe.huber_c for s, b in zip(slots, batches, strict=True) for _ in b.images]
-    errors = sample_losses(prediction, target, huber_c)  # (K*B,)
-    return (errors * weights.to(device)).view(len(slots), -1)
 
 
 def _average(

@@ -30,6 +30,9 @@ _ADDED_LATER = (
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
+    ("", "tag_orders", 1),
+    ("", "masked_loss", None),
+    ("", "prior_weight", 0.0),
     ("", "timestep_sampling", None),
     ("", "timestep_shift", None),
     ("", "ema_decay", None),
@@ -180,6 +183,37 @@ class Recipe(Strict):
         description="Share of samples trained with the empty caption, for classifier-free "
         "guidance (Ho & Salimans 2022 use 0.1 to 0.2).",
     )
+    tag_orders: int = Field(
+        1,
+        ge=1,
+        le=64,
+        strict=True,
+        description="Orders of each caption's tags that are trained: the written one and random "
+        "ones (kohya's shuffle_caption; each is encoded once). 1: as written.",
+    )
+    kept_tags: int = Field(
+        2,
+        ge=0,
+        strict=True,
+        description="With several tag_orders, how many tags at the front stay where they are: the "
+        "trigger and the class word (kohya's keep_tokens).",
+    )
+    masked_loss: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="What transparent parts of pictures count for in the loss, where opaque ones "
+        "count 1: 0 leaves them out, 0.1 is OneTrainer's. None: all parts count.",
+    )
+    prior_weight: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Weight of keeping what the base itself answers to every caption without the "
+        "trigger, so that the class word does not become the character (prior preservation, Ruiz "
+        "et al. 2023, weight 1; the base is the teacher, no class pictures are needed). A step "
+        "takes more than twice as long.",
+    )
     flip: bool = Field(False, description="Also train on the mirrored pictures.")
     clip_norm: float | None = Field(
         1.0, gt=0, description="Largest norm of the whole gradient. None: no clipping."
@@ -227,6 +261,8 @@ class Recipe(Strict):
         if self.network.method == "lora" or self.network.dora_axis == "output":
             # A LoRA has no axis; and output was the only one when the first trials were named.
             del data["network"]["dora_axis"]
+        if self.tag_orders == 1:
+            del data["kept_tags"]
         # Left as they are these change nothing, and older trials keep their names.
         for part, key, usual in _ADDED_LATER:
             place = data[part] if part else data

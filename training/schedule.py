@@ -56,11 +56,18 @@ def min_snr_weights(
     return (gamma / snr).clamp(max=1.0)
 
 
-def sample_losses(prediction: Tensor, target: Tensor, huber_c: Sequence[float | None]) -> Tensor:
+def sample_losses(
+    prediction: Tensor,
+    target: Tensor,
+    huber_c: Sequence[float | None],
+    cell_weights: Tensor | None = None,
+) -> Tensor:
     """Mean over a sample of e², or of `2c(√(e² + c²) - c)` where it has a c; e is the error.
 
-    The latter is diffusers' and sd-scripts' pseudo-Huber loss (Charbonnier et al. 1997).
-    # 2 x (N, C, h, w), N -> (N,)
+    The latter is diffusers' and sd-scripts' pseudo-Huber loss (Charbonnier et al. 1997). With
+    `cell_weights` every latent cell's part is multiplied by its own before the mean, which is
+    not divided by them (sd-scripts' masked loss).
+    # 2 x (N, C, h, w), N, (N, 1, h, w) -> (N,)
     """
     squares = (prediction - target).square()
     huber = [number for number, c in enumerate(huber_c) if c is not None]
@@ -72,6 +79,8 @@ def sample_losses(prediction: Tensor, target: Tensor, huber_c: Sequence[float | 
             torch.tensor(huber, device=squares.device),
             2 * c * ((squares[huber] + c**2).sqrt() - c),
         )
+    if cell_weights is not None:
+        squares = squares * cell_weights
     return squares.mean(dim=(1, 2, 3))
 
 

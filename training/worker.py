@@ -18,6 +18,7 @@ import torch
 
 from captioning import DatasetVersion, UserError, load_dataset, write_atomic
 from training.adapters import detach, load_adapter
+from training.captions import CaptionPlan
 from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
 from training.families import Base, family_of, load_base
 from training.group import Group, Ledger
@@ -87,7 +88,7 @@ class Worker:
         self.ledger = ledger
         self.max_deaths = max_deaths
         self._base: Base | None = None
-        self._caches: dict[tuple[int | None, bool], LatentCache] = {}
+        self._caches: dict[tuple[int | None, bool, CaptionPlan], LatentCache] = {}
         self._dataset: DatasetVersion | None = None
         self._embedder: Any = None
         self._base_scores: Any = None
@@ -310,7 +311,8 @@ class Worker:
 
     def _cache_for(self, recipe: Recipe) -> LatentCache:
         """The encoded dataset; in memory once for all trials that can share it."""
-        key = recipe.resolution, recipe.flip
+        captions = CaptionPlan.of(recipe)
+        key = recipe.resolution, recipe.flip, captions
         if key not in self._caches:
             base = self._base_for(recipe)
             self._caches[key] = encode_dataset(
@@ -320,6 +322,13 @@ class Worker:
                 recipe.flip,
                 Path(self.job.latents_dir),
                 lambda done, total: self._send({"kind": "encode", "done": done, "total": total}),
+                captions,
+            )
+        if recipe.masked_loss is not None and bool((self._caches[key].mask == 1).all()):
+            raise UserError(
+                "recipe: masked_loss",
+                "no training picture has transparent parts",
+                "leave it out, or save what is not to be learnt as transparent (PNG, WebP)",
             )
         return self._caches[key]
 

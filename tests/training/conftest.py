@@ -251,8 +251,10 @@ def build_cache(base: Base, count: int = 6, views: int = 1, seed: int = 0) -> La
         key=f"random-{seed}",
         mean=5 * draw(*shape),
         logvar=torch.full(shape, -4.0),
-        text={name: draw(count, *shape) for name, shape in of_text.items()},
+        mask=torch.ones(count, views, 1, size, size),
+        text={name: draw(count, 1, *shape) for name, shape in of_text.items()},
         empty_text={name: draw(*shape) for name, shape in of_text.items()},
+        prior_text={},
         picture={name: draw(count, *shapes[name]) for name in of_picture},
     )
 

@@ -106,6 +106,7 @@ def test_an_offset_moves_whole_channels_and_no_other_draw(
 
 def _small_cache() -> LatentCache:
     shape = (5, 1, 1, 1, 1)
-    text = {"text": torch.zeros(5, 1, 1)}
+    text = {"text": torch.zeros(5, 1, 1, 1)}
     empty = {"text": torch.zeros(1, 1)}
-    return LatentCache("k", torch.zeros(shape), torch.zeros(shape), text, empty, {})
+    zeros, ones = torch.zeros(shape), torch.ones(shape)
+    return LatentCache("k", zeros, zeros, ones, text, empty, {}, {})

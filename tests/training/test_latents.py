@@ -24,9 +24,10 @@ def test_the_numbers_are_those_of_the_encoders(
 ) -> None:
     cache = encode_dataset(tiny_dataset, tiny_base, None, True, tmp_path)
     assert cache.mean.shape == cache.logvar.shape == (6, 2, 4, 8, 8)
-    assert cache.text["text"].shape == (6, 77, 32)
+    assert cache.text["text"].shape == (6, 1, 77, 32)
     captions = [sample.caption for sample in tiny_dataset.train]
-    torch.testing.assert_close(cache.text, tiny_base.encode_prompts(captions))
+    wanted = tiny_base.encode_prompts(captions)["text"]
+    torch.testing.assert_close(cache.text["text"][:, 0], wanted)
     empty = tiny_base.encode_prompts([""])["text"][0]
     torch.testing.assert_close(cache.empty_text["text"], empty)
     with Picture.open(tiny_dataset.train[3].path) as picture:

@@ -101,6 +101,7 @@ class AdapterBank:
         self._norms: list[dict[str, Tensor]] | None = None  # by group and magnitude, (L, K, dim)
         self._tensors: dict[tuple[torch.dtype, int | None], list[LayerTensors]] = {}
         self._alone: int | None = None
+        self.is_off = False
 
     def _make_groups(self, layers: Mapping[str, nn.Linear], parts: Sequence[str]) -> list[_Group]:
         by_shape: dict[tuple[int, int], list[int]] = {}
@@ -176,6 +177,15 @@ class AdapterBank:
             yield
         finally:
             self._alone = before
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within the block the base answers as without adapters."""
+        before, self.is_off = self.is_off, True
+        try:
+            yield
+        finally:
+            self.is_off = before
 
     def layer_tensors(self, index: int, dtype: torch.dtype) -> LayerTensors:
         """The tensors of layer `index`, made once for each state of the weights."""

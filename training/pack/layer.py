@@ -45,6 +45,9 @@ class BankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the batch go to the slots in order, the same number to each.  # (N, ..., in)"""
+        if self.bank.is_off:
+            bare: Tensor = self.base_layer(x)
+            return bare
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         layer = self.bank.layer_tensors(self._index, dtype)
