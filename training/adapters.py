@@ -26,6 +26,7 @@ from training.pack.bank import (
     uninstall,
 )
 from training.pack.layer import BankLinear
+from training.pack.principal import principal_factors
 from training.recipe import Network
 
 
@@ -67,7 +68,11 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
     """The adapter before its first step, as `adapter_state` gives it: it changes no output yet.
 
     PEFT's initial weights, number for number: A Kaiming-uniform, drawn on the CPU from `seed`
-    alone, B zero, DoRA's magnitudes the norms of the base weight's rows or columns.
+    alone, B zero, DoRA's magnitudes the norms of the base weight's rows or columns. With PiSSA A
+    and B are of the base weight itself, and their product is taken off again: see
+    `principal_factors`.
+
+    Raises UserError for a PiSSA of a rank that a layer has not.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,6 +88,8 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
         draw(*down_shape), draw(*up_shape)
         parts[name, DOWN] = draw(*down_shape)
         parts[name, UP] = torch.zeros(up_shape)
+        if network.init == "pissa":
+            parts[name, DOWN], parts[name, UP] = principal_factors(name, layer, network)
         for part in parts_of(network)[2:]:
             axis = 1 if part == OUTPUT_MAGNITUDE else 0
             parts[name, part] = torch.linalg.norm(layer.weight.detach().float(), dim=axis).cpu()
@@ -130,7 +137,7 @@ def _check(
 ) -> None:
     """Raise UserError for the first tensor that is missing, foreign, or of another shape."""
     expected = {
-        state_name(base.denoiser_name, name, part): part_shape(part, network.rank, layer)
+        state_name(base.denoiser_name, name, part): part_shape(part, network.stored_rank, layer)
         for name, layer in layers.items()
         for part in parts_of(network)
     }
@@ -143,7 +150,7 @@ def _check(
     raise UserError(
         f"adapter: {wrong[0]}",
         f"{len(wrong)} of {len(expected)} tensors do not fit a {network.method} of rank "
-        f"{network.rank} on {base.id} (here: {found.get(wrong[0], 'missing')}, expected "
+        f"{network.stored_rank} on {base.id} (here: {found.get(wrong[0], 'missing')}, expected "
         f"{expected.get(wrong[0], 'none')})",
         "use the recipe and the base that the adapter was trained with",
     )
@@ -166,7 +173,7 @@ def adapter_state(bank: AdapterBank, slot: int = 0, row: Tensor | None = None) -
 
     `row`: weights to read in place of the bank's own.  # (P,)
     """
-    parts = bank.split(slot, bank.weights[slot] if row is None else row)
+    parts = bank.adapter(slot, bank.weights[slot] if row is None else row)
     return {
         state_name(bank.component, *key): tensor.detach()
         .to("cpu", torch.float32, copy=True)

@@ -27,6 +27,7 @@ REGEX = "regex:"
 # Settings that the first trials did not have, with the value that leaves all as it was.
 _ADDED_LATER = (
     ("network", "rank_stabilised", False),
+    ("network", "init", "default"),
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
@@ -55,6 +56,12 @@ class Network(Strict):
         False,
         description="Scale by alpha/√rank instead, so that a larger rank learns no slower "
         "(Kalajdzievski 2023, rsLoRA).",
+    )
+    init: Literal["default", "pissa"] = Field(
+        "default",
+        description="default: A random, B zero, as PEFT has it. pissa: the largest singular values "
+        "and vectors of every weight (Meng et al. 2024); what is trained is their change, so the "
+        "adapter's file has twice the rank.",
     )
     dora_axis: Literal["input", "output"] = Field(
         "input",
@@ -92,6 +99,11 @@ class Network(Strict):
     @property
     def effective_alpha(self) -> float:
         return float(self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def stored_rank(self) -> int:
+        """The rank of the update in files: PiSSA's is that of B·A - B0·A0."""
+        return 2 * self.rank if self.init == "pissa" else self.rank
 
     @property
     def scale(self) -> float:

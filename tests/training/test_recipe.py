@@ -138,14 +138,16 @@ def test_settings_that_came_later_name_other_trials_only_when_they_are_used(
 ) -> None:
     used = [
         {"network": {"rank_stabilised": True}},
+        {"network": {"init": "pissa"}},
         {"optimizer": {"lora_plus_ratio": 16}},
         {"huber_c": 0.1},
         {"noise_offset": 0.1},
         {"ema_decay": 0.99},
     ]
     recipes = [Recipe(), *map(Recipe.model_validate, used)]
-    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 6
-    for name in ("rank_stabilised", "lora_plus_ratio", "huber_c", "noise_offset", "ema_decay"):
+    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 7
+    later = ("rank_stabilised", "init", "lora_plus_ratio", "huber_c", "noise_offset", "ema_decay")
+    for name in later:
         assert name not in Recipe().canonical()
 
 

@@ -54,8 +54,8 @@ def header_facts(
         "ss_sd_model_name": PurePath(base.id).name,
         "ss_network_module": "lycoris.kohya" if form in LYCORIS_ARGS else "networks.lora",
         "ss_network_args": json.dumps(LYCORIS_ARGS.get(form, {})),
-        "ss_network_dim": str(network.rank),
-        "ss_network_alpha": str(float(network.rank)),  # the true alpha is folded into the weights
+        "ss_network_dim": str(network.stored_rank),
+        "ss_network_alpha": str(float(network.stored_rank)),  # the scale is in the weights
         "ss_steps": str(step),
         "ss_max_train_steps": str(recipe.steps),
         "ss_seed": str(recipe.seed),

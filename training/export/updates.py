@@ -14,6 +14,7 @@ from torch import Tensor
 
 from captioning import UserError
 from training.pack.bank import DOWN, INPUT_MAGNITUDE, MAGNITUDES, UP, parts_of
+from training.pack.pissa import small_factors
 from training.recipe import Network
 
 COMPONENTS = ("unet", "transformer", "text_encoder")
@@ -80,6 +81,9 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
         magnitudes = [tensors[part] for part in MAGNITUDES.values() if part in tensors]
         magnitude = magnitudes[0] if magnitudes else None
         by_input = INPUT_MAGNITUDE in tensors
+        if network.init == "pissa":
+            # Of the same product; the other factors would be rounded as large as the weight.
+            down, up = small_factors(down, up)
         updates.append(Update(component, module, down, up * scale, magnitude, by_input))
     return updates
 

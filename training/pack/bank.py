@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from training.pack.layer import BankLinear, LayerTensors
 from training.pack.norms import input_norms, output_norms
+from training.pack.pissa import DOWN, UP, FirstFactors, Parts, stacked, unstacked
 from training.recipe import Network
 
-# The parts of one layer's update, as they are called in checkpoints. PEFT knows the first three;
-# the last has a name of its own, so that no reader takes it for the other axis.
-DOWN, UP = "lora_A", "lora_B"
+# The parts of one layer's update beside DOWN and UP, as they are called in checkpoints. PEFT knows
+# the first; the other has a name of its own, so that no reader takes it for the other axis.
 OUTPUT_MAGNITUDE, INPUT_MAGNITUDE = "lora_magnitude_vector", "lora_input_magnitude"
 MAGNITUDES = {"output": OUTPUT_MAGNITUDE, "input": INPUT_MAGNITUDE}
 # In the order of `LayerTensors`.
@@ -30,9 +30,6 @@ GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)
 
 # torch.nn.utils.clip_grad_norm_ adds as much to the norm.
 CLIP_EPS = 1e-6
-
-#: (module name, part) -> tensor
-Parts = dict[tuple[str, str], Tensor]
 
 
 def parts_of(network: Network) -> tuple[str, ...]:
@@ -80,7 +77,7 @@ class AdapterBank:
         first = next(iter(layers.values())).weight
         self.device = first.device
         self.networks = tuple(networks)
-        self.rank = max(network.rank for network in networks)
+        self.rank = max(network.stored_rank for network in networks)
         # Makes the layers' outputs part of the graph, although nothing of the base is trained.
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
         scales = [network.scale for network in networks]
@@ -98,6 +95,10 @@ class AdapterBank:
         width = max(columns.stop for group in self._groups for columns in group.columns.values())
         self.weights = torch.zeros(len(networks), width, device=self.device)  # (K, P), fp32
         self.grads = torch.zeros_like(self.weights)
+        self._first: FirstFactors | None = None
+        if any(network.init == "pissa" for network in networks):
+            self._first = FirstFactors(networks, self.weights, self._split)
+        self._acting: Tensor | None = None  # the rows that the layers compute with
         self._norms: list[dict[str, Tensor]] | None = None  # by group and magnitude, (L, K, dim)
         self._tensors: dict[tuple[torch.dtype, int | None], list[LayerTensors]] = {}
         self._alone: int | None = None
@@ -133,13 +134,15 @@ class AdapterBank:
 
     def split(self, slot: int, row: Tensor) -> Parts:
         """A row of `weights`, or of something like it, as the parts of the slot's updates."""
-        network = self.networks[slot]
+        return self._split(slot, row, self.networks[slot].rank)
+
+    def _split(self, slot: int, row: Tensor, rank: int) -> Parts:
         parts = {}
         for group in self._groups:
-            for part in parts_of(network):
+            for part in parts_of(self.networks[slot]):
                 block = group.view(row[None], part)[0]  # (L, ...)
                 for name, tensor in zip(group.names, block, strict=True):
-                    parts[name, part] = _unpadded(tensor, part, network.rank)
+                    parts[name, part] = _unpadded(tensor, part, rank)
         return parts
 
     def join(self, slot: int, parts: Parts) -> Tensor:
@@ -149,8 +152,16 @@ class AdapterBank:
             tensor.copy_(parts[key])
         return row
 
+    def adapter(self, slot: int, row: Tensor) -> Parts:
+        """The slot's adapter with `row` as its weights: their parts, and PiSSA's first factors."""
+        parts = self.split(slot, row)
+        return parts if self._first is None else stacked(parts, self._first.of(slot))
+
     def load(self, slot: int, parts: Parts) -> None:
-        """Put an adapter's weights into a slot."""
+        """Put an adapter, as `adapter` gives it, into a slot."""
+        if self._first is not None and self.networks[slot].init == "pissa":
+            parts, first = unstacked(parts, self.networks[slot].rank)
+            self._first.put(slot, first)
         self.weights[slot] = self.join(slot, parts)
         self.changed()
 
@@ -166,6 +177,7 @@ class AdapterBank:
 
     def changed(self) -> None:
         """To be called after every change of `weights`."""
+        self._acting = None
         self._norms = None
         self._tensors.clear()
 
@@ -221,7 +233,9 @@ class AdapterBank:
 
     def _block(self, group: _Group, part: str) -> Tensor:
         """A part of all layers as they need it, contiguous, scale folded in.  # (L, K, ...)"""
-        block = group.view(self.weights, part).transpose(0, 1)
+        if self._acting is None:
+            self._acting = self.weights if self._first is None else self._first.acting(self.weights)
+        block = group.view(self._acting, part).transpose(0, 1)
         return block * self._scales if part == UP else block.contiguous()
 
     def _group_norms(self, group: _Group) -> dict[str, Tensor]:
@@ -267,6 +281,8 @@ class AdapterBank:
                 elif part in norms:
                     grad = grad / norms[part]
                 group.view(self.grads, part).copy_(grad.transpose(0, 1))
+        if self._first is not None:
+            self._first.collect(self.grads)
 
     def clip(self, limits: Sequence[float | None]) -> Tensor:
         """Clip every slot's gradient to its own limit; returns the norms before.  # (K,)"""

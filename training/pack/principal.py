@@ -1,0 +1,68 @@
+"""PiSSA's first factors: the largest singular values and vectors of a layer's weight.
+
+A frozen layer and a network in, factors on the CPU out. Decomposing a large model takes minutes, so
+what is known of a layer is kept for the other trials on the same base, as long as the layer lives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from captioning import UserError
+from training.recipe import Network
+
+
+@dataclass(frozen=True)
+class _Principal:
+    """The first terms of U·S·Vᵀ, fp32 on the CPU."""
+
+    version: int  # of the weight, which counts its changes
+    left: Tensor  # (out, n)
+    values: Tensor  # (n,), falling
+    right: Tensor  # (n, in)
+
+
+_known: WeakKeyDictionary[nn.Linear, _Principal] = WeakKeyDictionary()
+
+
+def principal_factors(name: str, layer: nn.Linear, network: Network) -> tuple[Tensor, Tensor]:
+    """A over A0 and (B, -B0), where A = A0 and B = B0 still.
+
+    Meng et al. 2024 ("PiSSA", eq. 2 and 3), with the scale s of the update as in PEFT: of the r
+    largest of W = U·S·Vᵀ, A0 = √(S/s)·Vᵀ and B0 = U·√(S/s). They train s·B·A on W - s·B0·A0; the
+    base is not changed here, so the update is s·(B·A - B0·A0), to which PEFT converts on saving.
+    Raises UserError if the layer `name` has fewer than r.  # (2r, in), (out, 2r)
+    """
+    most = min(layer.weight.shape)
+    if network.rank > most:
+        raise UserError(
+            "recipe: network.rank",
+            f"{network.rank}, but {name} has {most} singular values to start from",
+            f"set it to {most} or less, or network.init to default",
+        )
+    found = _decompose(layer, network.rank)
+    roots = (found.values[: network.rank] / network.scale).sqrt()
+    down = roots[:, None] * found.right[: network.rank]
+    up = found.left[:, : network.rank] * roots
+    return torch.cat([down, down]), torch.cat([up, -up], dim=1)
+
+
+def _decompose(layer: nn.Linear, rank: int) -> _Principal:
+    """The first terms, `rank` or more of them."""
+    known = _known.get(layer)
+    version = layer.weight._version
+    if known is not None and known.version == version and len(known.values) >= rank:
+        return known
+    weight = layer.weight.detach().float().cpu()
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    left, right = left[:, :rank], right[:rank]
+    # A pair of singular vectors has no sign of its own, and libraries differ in it: the largest
+    # number of every right one is positive here.
+    signs = right.gather(1, right.abs().argmax(1, keepdim=True)).sign()  # (rank, 1)
+    found = _Principal(version, left * signs.T, values[:rank].clone(), right * signs)
+    _known[layer] = found
+    return found
