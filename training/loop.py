@@ -64,6 +64,13 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "fp32"
 
 
+def base_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """What the frozen base is held in: half precision on CUDA where the recipe allows it."""
+    if device.type != "cuda":
+        return torch.float32
+    return AUTOCAST_DTYPES.get(resolve_precision(recipe, device), torch.float32)
+
+
 def train(
     base: Base,
     cache: LatentCache,
