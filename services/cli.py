@@ -79,6 +79,39 @@ def sweep(
 
 
 @app.command()
+def estimate(
+    character: CharacterArgument,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The sweep's YAML, as for `lorafarm sweep`.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory",
+            min=0.001,
+            help="GiB that a worker may take, in place of what is free here.",
+        ),
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Measure packs anew; the machine was busy the last time, say."
+        ),
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """What a sweep would take: time and memory of every pack, from a few measured steps.
+
+    Trains nothing for good. What was measured is kept, and shown before every such sweep. Says by
+    what change a pack would fit that does not; the exit code is then 2.
+    """
+    from services.estimate_command import estimate_command
+
+    if not estimate_command(open_home(home), character, config, memory, again, console):
+        raise typer.Exit(EXIT_USER)
+
+
+@app.command()
 def recipe() -> None:
     """Print a commented sweep file with every field at its default, to start from."""
     from services.recipe_text import commented_sweep

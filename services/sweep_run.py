@@ -6,6 +6,7 @@ first, so that a command that was killed goes on and never does or registers any
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from captioning import DatasetVersion, UserError, load_config
 from services.adapters import Registered, register_winner
 from services.dataset_versions import newest_dataset
 from services.engine import ray_when_needed
+from services.estimate_text import known_line
+from services.estimates import Estimator, checkpoints_left
 from services.leaderboard import print_leaderboard
+from services.machine import memory_bytes, uses_gpu
 from services.progress import Display, Step
 from services.registry import Registry
 from services.settings import Home
@@ -35,6 +39,7 @@ from services.trial_record import DatasetReference, TrialRecord
 from services.trial_sheet import trial_sheet
 from training import (
     STARTER_BASE,
+    BaseFacts,
     Candidate,
     SweepJob,
     TrialSpec,
@@ -81,6 +86,7 @@ class Prepared:
     record: SweepRecord
     plan: SweepPlan
     dataset: DatasetVersion
+    estimator: Estimator
 
 
 def prepare_sweep(
@@ -90,15 +96,45 @@ def prepare_sweep(
 
     Raises UserError for a base that is no model and for a config that asks for the impossible.
     """
-    base = base_facts(config.base or home.settings.base or STARTER_BASE)
-    plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
+    base, plan, config = plan_config(home, dataset, config, source)
     for warning in plan.warnings:
         console.print(f"[yellow]note:[/] {warning}")
     console.print(f"  {_views(plan, dataset, home.settings.workers)}")
+    done = steps_done(home, plan)
+    estimator = Estimator(home, base)
+    known = known_line(
+        estimator.packs(plan.trials, done),
+        checkpoints_left(plan.trials, done),
+        estimator.scoring_seconds(config.scoring),
+        memory_bytes(home.settings),
+    )
+    if known:
+        console.print(f"  {known}")
+    record = record_sweep(home.store, dataset, plan, config, base)
+    return Prepared(record, plan, dataset, estimator)
+
+
+def plan_config(
+    home: Home, dataset: DatasetVersion, config: SweepConfig, source: str
+) -> tuple[BaseFacts, SweepPlan, SweepConfig]:
+    """The base, the trials, and the config with what the home's settings add to it.
+
+    Raises UserError for a base that is no model and for a config that asks for the impossible.
+    """
+    base = base_facts(config.base or home.settings.base or STARTER_BASE)
+    plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
     if home.settings.embedder and config.scoring.embedder is None:
         scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
         config = config.model_copy(update={"scoring": scoring})
-    return Prepared(record_sweep(home.store, dataset, plan, config, base), plan, dataset)
+    return base, plan, config
+
+
+def steps_done(home: Home, plan: SweepPlan) -> dict[str, int]:
+    """The last checkpoint's step of every trial of the plan; 0 where there is none."""
+    return {
+        planned.trial: max(step_folders(home.store.runs / planned.trial), default=0)
+        for planned in plan.trials
+    }
 
 
 def _views(plan: SweepPlan, dataset: DatasetVersion, workers: int) -> str:
@@ -143,16 +179,18 @@ def run_sweep(
         else:
             start_ray()
             with display.step(title, steps) as step:
-                done = {t.trial: max(step_folders(t.trial_dir), default=0) for t in job.trials}
-                watcher = Watcher(plan, done, recorder.trial, display, step)
+                watcher = Watcher(plan, steps_done(home, plan), recorder.trial, display, step)
                 run_trials(
                     job,
                     watcher,
                     settings.workers,
                     settings.cpus_per_worker,
-                    _use_gpu(settings.use_gpu),
+                    uses_gpu(settings),
                     storage=sweep_dir(home.store, record) / "ray",
                 )
+            if watcher.scoring_seconds:
+                seconds = statistics.median(watcher.scoring_seconds)
+                prepared.estimator.keep_scoring_seconds(record.config.scoring, seconds)
         with display.step(f"{dataset.character}: runs recorded in MLflow") as step:
             run_ids = recorder.finish(step)
     winner = _choose(home, prepared)
@@ -248,11 +286,3 @@ class _Recorder:
                 self._registry.record.log_picture(run_ids[planned.trial], "contact-sheet", sheet)
             step.advance_to(done, len(trials))
         return run_ids
-
-
-def _use_gpu(wanted: bool | None) -> bool:
-    if wanted is not None:
-        return wanted
-    import torch
-
-    return bool(torch.cuda.is_available())

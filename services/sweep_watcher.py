@@ -32,6 +32,7 @@ class Watcher:
         self._done = dict.fromkeys(self._trials, 0) | done
         self._total = sum(planned.recipe.steps for planned in plan.trials)
         self._record, self._display, self._step = record, display, step
+        self.scoring_seconds: list[float] = []  # of every checkpoint that was scored
         step.advance_to(sum(self._done.values()), self._total)  # what was done has no pace
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -63,6 +64,7 @@ class Watcher:
             speed = f"{event['pack_images_per_s']:.3g} images/s"
             self._step.note(f"{title} loss {event['loss']:.3f}, {speed}")
         elif kind == "score":
+            self.scoring_seconds.append(event["seconds"])
             identity = event["score"]["identity"]
             self._display.say(
                 f"  {title} step {event['step']}: identity {identity['value']:.2f} "

@@ -21,9 +21,11 @@ from training.families import (
 from training.fitting import fit_recipe
 from training.latents import LatentCache, encode_dataset
 from training.launch import run_trials
-from training.loop import TrainingDiverged, train
+from training.loop import TrainingDiverged, resolve_precision, train
 from training.measures import Interval
 from training.optimizer import Optimizer
+from training.pack.plan import plan_packs
+from training.probe import Measurement, ProbeRequest, probe_pack
 from training.prompts import SUBJECT_SLOT, Limits, ScoringConfig
 from training.recipe import Network, Recipe, Schedule, trial_id
 from training.sampling import sample
@@ -48,8 +50,10 @@ __all__ = [
     "Interval",
     "LatentCache",
     "Limits",
+    "Measurement",
     "Network",
     "Optimizer",
+    "ProbeRequest",
     "Recipe",
     "Schedule",
     "Score",
@@ -71,6 +75,9 @@ __all__ = [
     "load_base",
     "load_checkpoint",
     "native_size_px",
+    "plan_packs",
+    "probe_pack",
+    "resolve_precision",
     "run_trials",
     "sample",
     "score_base",

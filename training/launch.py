@@ -52,7 +52,7 @@ def run_trials(
     (see `train_pack`; images_per_s of the trial and pack_images_per_s of its pack;
     peak_device_bytes on CUDA, else resident_bytes), `pack` (see `telemetry.pack_facts`; once of
     every pack), `out_of_memory` (trials, effective_batch_size, effective_accumulation, found),
-    `checkpoint` (trial, step, path), `score` (trial, step, score), `failed`
+    `checkpoint` (trial, step, path), `score` (trial, step, score, seconds), `failed`
     (trial, error), `finished` (trial, step), `stopped`, `waiting` (found).
 
     A worker that dies is started again, and goes on from the checkpoints, at most `max_failures`

@@ -60,6 +60,16 @@ def resolve_precision(recipe: Recipe, device: torch.device, half: str) -> str:
     return half if device.type == "cuda" else "fp32"
 
 
+def base_dtype(recipe: Recipe, device: torch.device, half: str) -> torch.dtype:
+    """What the frozen base is held in: half precision on CUDA where the recipe allows it.
+
+    `half` is what the base's family means by `precision: auto`.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    return AUTOCAST_DTYPES.get(resolve_precision(recipe, device, half), torch.float32)
+
+
 def train(
     base: Base,
     cache: LatentCache,

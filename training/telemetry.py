@@ -7,6 +7,7 @@ back here. Never prints: who wants to show it reads the events.
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ def memory_bytes(device: torch.device) -> Row:
     if device.type == "cuda":
         return {"peak_device_bytes": torch.cuda.max_memory_allocated(device)}
     return {"resident_bytes": psutil.Process().memory_info().rss}
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had resident so far.
+
+    From the kernel's mark of this program: `getrusage` hands on that of the parent on Linux.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():  # macOS, which counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    marks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(marks[0].split()[1]) * 1024
 
 
 def speed(seconds: float, slots: int, samples_per_step: int) -> Row:

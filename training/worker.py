@@ -8,6 +8,7 @@ and started again just goes on. One trial's failure never ends the others.
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
 from training.families import Base, family_of, load_base
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
-from training.loop import AUTOCAST_DTYPES, resolve_precision, train_pack
+from training.loop import base_dtype, train_pack
 from training.mailbox import Event
 from training.pack.plan import MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
@@ -241,6 +242,7 @@ class Worker:
         from training.scoring import score_checkpoint
 
         base = self._base_for(spec.recipe)
+        started = time.perf_counter()
         try:
             score = score_checkpoint(
                 base,
@@ -258,6 +260,7 @@ class Worker:
                 "trial": spec.trial,
                 "step": checkpoint.step,
                 "score": score.model_dump(mode="json"),
+                "seconds": time.perf_counter() - started,
             }
         )
 
@@ -298,10 +301,7 @@ class Worker:
 
     def _base_for(self, recipe: Recipe) -> Base:
         """The base in the recipe's precision; one is in memory at a time."""
-        dtype = torch.float32
-        if self.device.type == "cuda":
-            half = family_of(self.job.base).half
-            dtype = AUTOCAST_DTYPES.get(resolve_precision(recipe, self.device, half), dtype)
+        dtype = base_dtype(recipe, self.device, family_of(self.job.base).half)
         if self._base is None or self._base.dtype != dtype:
             self._base = None
             self._base = load_base(self.job.base, self.device, dtype)

@@ -88,6 +88,9 @@ def test_from_pictures_to_an_exported_adapter_with_a_kill_in_between(
             score = json.loads((run / step / "scores.json").read_text())
             assert score["identity"]["low"] <= score["identity"]["value"]
 
+    (scoring,) = json.loads((home / "measurements.json").read_text())["scoring"].values()
+    assert scoring["seconds"] > 0
+
     again = lorafarm("sweep", "aya", "--config", sweep_file)
     assert "2 trials trained and scored before" in again
     registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts")
