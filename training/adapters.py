@@ -28,6 +28,7 @@ from training.pack.bank import (
 from training.pack.layer import BankLinear
 from training.pack.principal import principal_factors
 from training.recipe import Network
+from training.sharding import whole
 
 
 def target_modules(base: Base, network: Network) -> tuple[str, ...]:
@@ -92,7 +93,8 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
             parts[name, DOWN], parts[name, UP] = principal_factors(name, layer, network)
         for part in parts_of(network)[2:]:
             axis = 1 if part == OUTPUT_MAGNITUDE else 0
-            parts[name, part] = torch.linalg.norm(layer.weight.detach().float(), dim=axis).cpu()
+            weight = whole(layer.weight.detach()).float()
+            parts[name, part] = torch.linalg.norm(weight, dim=axis).cpu()
     return {state_name(base.denoiser_name, *key): tensor for key, tensor in sorted(parts.items())}
 
 
@@ -113,7 +115,8 @@ def attach_pack(
     layers = target_layers(base, adapters[0][0])
     for network, state in adapters:
         _check(base, layers, network, state)
-    bank = AdapterBank(layers, [network for network, _ in adapters], base.denoiser_name)
+    networks = [network for network, _ in adapters]
+    bank = AdapterBank(layers, networks, base.denoiser_name, base.device)
     for slot, (_, state) in enumerate(adapters):
         own = bank.split(slot, bank.weights[slot])
         bank.load(slot, {key: state[state_name(base.denoiser_name, *key)] for key in own})

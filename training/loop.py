@@ -20,8 +20,8 @@ from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import Batch, draw_batch, places_of, samples_per_step
-from training.checkpoints import remove_unfinished, save_checkpoint
+from training.batches import Batch, draw_batch, places_of, samples_per_step, shared_out
+from training.checkpoints import Contents, remove_unfinished, save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.losses import pack_losses
@@ -30,6 +30,7 @@ from training.pack.pack import Pack, last_contents, seat
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
 from training.schedule import learning_rate
+from training.sharding import is_sharded
 from training.telemetry import (
     append_row,
     begin_step,
@@ -112,6 +113,7 @@ def train_pack(
     on_event: Callable[[Event], None] | None = None,
     on_checkpoint: Callable[[Trial, int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    batch_workers: int | None = None,
 ) -> dict[str, int]:
     """Train `trials` together on one base; returns the last step done of each that did not fail.
 
@@ -122,12 +124,14 @@ def train_pack(
     longer finite (TrainingDiverged), and when saving or `on_checkpoint` raises for it.
 
     With more than one worker each calls this with its rank, inside an initialised process group;
-    `batch_size` counts per worker. Rank 0 writes and sends the events: a `step` of every trial, and
-    once a `pack` (see `pack_facts`). `on_checkpoint(trial, step, folder)` is called on every rank
-    after each checkpoint is on disk, while the base acts with this trial's adapter alone. `stop` is
-    asked after every step on every rank: when one says yes, all return (work since the last
-    checkpoints is done again later). The base is left without adapters, bit for bit as it
-    was.
+    `batch_size` counts per worker: of `batch_workers`, or of those that are here. A trial that goes
+    on keeps the samples per step that it began with, whatever the number of workers now, and so
+    ends as if that had never changed, up to float rounding. Rank 0 writes and sends the events: a
+    `step` of every trial, and once a `pack` (see `pack_facts`).
+    `on_checkpoint(trial, step, folder)` is called on every rank after each checkpoint is on disk,
+    while the base acts with this trial's adapter alone. `stop` is asked after every step on every
+    rank: when one says yes, all return (work since the last checkpoints is done again later). The
+    base is left without adapters, bit for bit as it was.
 
     When memory runs out, the step is done again in smaller micro-batches, once, with the same
     samples and draws; the event `out_of_memory` and a file in the trials' folders say so (see
@@ -146,7 +150,8 @@ def train_pack(
         remove_unfinished(trial.trial_dir)
         drop_rows_after(trial.trial_dir, saved.step)
 
-    shared = seats[0][0].recipe
+    step_samples = _step_samples(seats, batch_workers or world_size)
+    shared = shared_out(seats[0][0].recipe, step_samples, world_size)
     precision = resolve_precision(shared, base.device, base.half)
     with _deterministic(base.device), _bare_afterwards(base):
         pack: Pack | None = seat(base, seats, scaled=precision == "fp16")
@@ -158,7 +163,7 @@ def train_pack(
             bank, slots = pack.bank, pack.slots
             bank.zero_grad()
             losses, lack = _add_up_gradients(
-                base, pack, micro_batches.recipe, precision, rank, world_size
+                base, pack, micro_batches.recipe, precision, rank, world_size, step_samples
             )
             if lack is None:
                 bank.collect_gradients()
@@ -202,9 +207,7 @@ def train_pack(
                     "grad_norm": norm if math.isfinite(norm) else None,
                 }
             bank.changed()
-            taken = speed(
-                time.perf_counter() - started, len(slots), samples_per_step(shared, world_size)
-            )
+            taken = speed(time.perf_counter() - started, len(slots), step_samples)
             memory = memory_bytes(base.device)
             for slot, row in rows.items() if rank == 0 else ():
                 append_row(slot.trial.trial_dir, row | taken | memory)
@@ -223,7 +226,12 @@ def train_pack(
                     if rank == 0:
                         saved = slot.contents()
                         save_checkpoint(
-                            slot.trial.trial_dir, slot.step, slot.recipe, saved.adapter, saved.state
+                            slot.trial.trial_dir,
+                            slot.step,
+                            slot.recipe,
+                            saved.adapter,
+                            saved.state,
+                            step_samples,
                         )
                     if on_checkpoint is not None:
                         folder = slot.trial.trial_dir / f"step-{slot.step:06d}"
@@ -241,8 +249,24 @@ def train_pack(
     return done
 
 
+def _step_samples(seats: Sequence[tuple[Trial, Contents]], workers: int) -> int:
+    """The samples of a step: as the trials began, else those of so many workers."""
+    found = {
+        saved.step_samples or samples_per_step(trial.recipe, workers) for trial, saved in seats
+    }
+    if len(found) != 1:
+        raise ValueError(f"trials of a pack must have the same samples per step, not {found}")
+    return found.pop()
+
+
 def _add_up_gradients(
-    base: Base, pack: Pack, split: Recipe, precision: str, rank: int, world_size: int
+    base: Base,
+    pack: Pack,
+    split: Recipe,
+    precision: str,
+    rank: int,
+    world_size: int,
+    step_samples: int,
 ) -> tuple[Tensor, str | None]:
     """Forward and backward of a step, in the micro-batches of `split`; mean losses.  # (K,)
 
@@ -250,36 +274,44 @@ def _add_up_gradients(
     """
     bank, slots = pack.bank, pack.slots
     losses = torch.zeros(len(slots), device=base.device)
+    # Of one worker, in micro-batches; not a whole number where they cannot be dealt out evenly.
+    mean_share = step_samples / (split.batch_size * world_size)
     try:
         for micro_step in range(split.accumulation):
             places = places_of(split, micro_step, rank, world_size)
-            batches = [_draw(base, slot, places, world_size) for slot in slots]
+            is_spare = places.start >= step_samples
+            if is_spare:  # computed all the same: a shared base needs every worker in every pass
+                places = range(split.batch_size)
+            batches = [_draw(base, slot, places, step_samples) for slot in slots]
             with _autocast(base.device, precision):
                 errors = pack_losses(base, bank, slots, batches)  # (K, B)
             # Every micro-batch has as many samples, so the mean of means is the mean. Added up
             # over the slots: no sample's gradient reaches another slot.
-            micro_losses = errors.mean(dim=1) / split.accumulation  # (K,)
+            micro_losses = errors.mean(dim=1) / mean_share  # (K,)
+            if is_spare:
+                micro_losses = micro_losses * 0
             scaled = [
                 slot.scaler.scale(loss) for slot, loss in zip(slots, micro_losses, strict=True)
             ]
             torch.stack(scaled).sum().backward()
             losses += micro_losses.detach()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        # The other workers are waiting for this one's shares: none can go on.
+        if not is_out_of_memory(error) or is_sharded(base):
             raise
         # Only its words: the error itself holds on to what was allocated.
         return losses, str(error).strip().split("\n")[0] or type(error).__name__
     return losses, None
 
 
-def _draw(base: Base, slot: Slot, places: Sequence[int], world_size: int) -> Batch:
+def _draw(base: Base, slot: Slot, places: Sequence[int], step_samples: int) -> Batch:
     recipe = slot.recipe
     return draw_batch(
         recipe,
         slot.trial.cache,
         slot.step,
         places,
-        samples_per_step(recipe, world_size),
+        step_samples,
         base.objective,
     )
 

@@ -20,6 +20,7 @@ from training.pack.layer import BankLinear, LayerTensors
 from training.pack.norms import input_norms, output_norms
 from training.pack.pissa import DOWN, UP, FirstFactors, Parts, stacked, unstacked
 from training.recipe import Network
+from training.sharding import whole
 
 # The parts of one layer's update beside DOWN and UP, as they are called in checkpoints. PEFT knows
 # the first; the other has a name of its own, so that no reader takes it for the other axis.
@@ -70,12 +71,18 @@ class AdapterBank:
     """K adapters on `layers`; see the module's docstring."""
 
     def __init__(
-        self, layers: Mapping[str, nn.Linear], networks: Sequence[Network], component: str = "unet"
+        self,
+        layers: Mapping[str, nn.Linear],
+        networks: Sequence[Network],
+        component: str = "unet",
+        device: torch.device | None = None,
     ) -> None:
-        """`layers` of `component` by module name, on one device. Weights are zero until `load`."""
+        """`layers` of `component` by module name, on one device. Weights are zero until `load`.
+
+        `device` is where they compute, if not where their weights are (in the host's memory).
+        """
         self.component = component
-        first = next(iter(layers.values())).weight
-        self.device = first.device
+        self.device = device or next(iter(layers.values())).weight.device
         self.networks = tuple(networks)
         self.rank = max(network.stored_rank for network in networks)
         # Makes the layers' outputs part of the graph, although nothing of the base is trained.
@@ -246,7 +253,8 @@ class AdapterBank:
             down = self._block(group, DOWN)[:, slots].contiguous()
             up = self._block(group, UP)[:, slots]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
-            weights = [layer.weight for layer in group.layers]
+            # One at a time, since a shared base's are copies.
+            weights = (whole(layer.weight) for layer in group.layers)
             found = torch.full_like(group.grads[magnitude], torch.inf)  # (L, K, dim)
             found[:, slots] = compute(weights, squares, down, up)
             norms[magnitude] = found
@@ -319,7 +327,7 @@ def _replace(parent: nn.Module, name: str, module: nn.Module) -> None:
 def _squares(layer: nn.Linear, magnitude: str) -> Tensor:
     """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
     axis = 1 if magnitude == OUTPUT_MAGNITUDE else 0
-    return layer.weight.detach().float().square().sum(axis)
+    return whole(layer.weight.detach()).float().square().sum(axis)
 
 
 def _unpadded(tensor: Tensor, part: str, rank: int) -> Tensor:

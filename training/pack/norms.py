@@ -6,7 +6,7 @@ of V = W + B·A out; `up` is B with the scale alpha/rank in it. Pure, fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
 
 
-def input_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def input_norms(weights: Iterable[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Of every input column: ‖V‖² = ‖W‖² + colsum((2·Bᵀ·W + (Bᵀ·B)·A) ∘ A).
 
     # L x (out, in), (L, in), (L, D, R, in), (L, D, out, R) -> (L, D, in)
@@ -23,15 +23,15 @@ def input_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Te
     return _column_norms(weights, squares, up.mT.contiguous(), down)
 
 
-def output_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def output_norms(weights: Iterable[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Of every output row, which is a column of Vᵀ = Wᵀ + Aᵀ·Bᵀ.
 
     # L x (out, in), (L, out), (L, D, R, in), (L, D, out, R) -> (L, D, out)
     """
-    return _column_norms([weight.T for weight in weights], squares, down, up.mT.contiguous())
+    return _column_norms((weight.T for weight in weights), squares, down, up.mT.contiguous())
 
 
-def _column_norms(weights: Sequence[Tensor], squares: Tensor, near: Tensor, far: Tensor) -> Tensor:
+def _column_norms(weights: Iterable[Tensor], squares: Tensor, near: Tensor, far: Tensor) -> Tensor:
     """Of the columns of W + nearᵀ·far.
 
     # L x (m, n), (L, n), (L, D, R, m), (L, D, R, n) -> (L, D, n)

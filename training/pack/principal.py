@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captioning import UserError
 from training.recipe import Network
+from training.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _decompose(layer: nn.Linear, rank: int) -> _Principal:
     version = layer.weight._version
     if known is not None and known.version == version and len(known.values) >= rank:
         return known
-    weight = layer.weight.detach().float().cpu()
+    weight = whole(layer.weight.detach()).float().cpu()
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     left, right = left[:, :rank], right[:rank]
     # A pair of singular vectors has no sign of its own, and libraries differ in it: the largest
