@@ -21,19 +21,19 @@ from torch import Tensor
 from captioning import UserError
 from training.adapters import detach
 from training.batches import Batch, draw_batch, places_of, samples_per_step
-from training.checkpoints import remove_unfinished, save_checkpoint
+from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.losses import pack_losses
 from training.micro_batches import MicroBatches, is_out_of_memory, keep_split
-from training.pack.pack import Pack, last_contents, seat
+from training.pack.pack import Pack, seat
 from training.pack.slot import Slot, Trial
+from training.pack.waiting import Waiting
 from training.recipe import Recipe
 from training.schedule import learning_rate
 from training.telemetry import (
     append_row,
     begin_step,
-    drop_rows_after,
     memory_bytes,
     pack_facts,
     speed,
@@ -112,8 +112,12 @@ def train_pack(
     on_event: Callable[[Event], None] | None = None,
     on_checkpoint: Callable[[Trial, int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    seats: int | None = None,
 ) -> dict[str, int]:
     """Train `trials` together on one base; returns the last step done of each that did not fail.
+
+    At most `seats` of them at a time (None: all): when one leaves, the next one that waits takes
+    its place between two steps, and the others go on from the very numbers that they have.
 
     Each goes on from its last whole checkpoint and ends as if it had been trained alone, up to
     float rounding; a pack that is interrupted and goes on in the same composition ends bit for bit
@@ -136,22 +140,17 @@ def train_pack(
     """
     # With several workers only errors that all of them meet may be survived by all of them.
     survivable = Exception if world_size == 1 else UserError
-    seats = [(trial, last_contents(base, trial)) for trial in trials]
-    done = {trial.id: min(saved.step, trial.recipe.steps) for trial, saved in seats}
-    seats = [(trial, saved) for trial, saved in seats if saved.step < trial.recipe.steps]
-    if not seats:
+    waiting = Waiting(trials, rank)
+    done = waiting.done
+    if not waiting:
         return done
-    for trial, saved in seats if rank == 0 else ():
-        trial.trial_dir.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(trial.trial_dir)
-        drop_rows_after(trial.trial_dir, saved.step)
-
-    shared = seats[0][0].recipe
+    shared = waiting.shared
+    first = waiting.next_seats(base, seats)
     precision = resolve_precision(shared, base.device, base.half)
     with _deterministic(base.device), _bare_afterwards(base):
-        pack: Pack | None = seat(base, seats, scaled=precision == "fp16")
+        pack: Pack | None = seat(base, first, scaled=precision == "fp16")
         is_told = rank != 0 or on_event is None
-        micro_batches = MicroBatches(shared, [trial.trial_dir for trial, _ in seats])
+        micro_batches = MicroBatches(shared, [trial.trial_dir for trial, _ in first])
         while pack is not None:
             started = time.perf_counter()
             begin_step(base.device)
@@ -237,7 +236,7 @@ def train_pack(
             if stopping:
                 break
             if gone:
-                pack = pack.without(gone)
+                pack = pack.without(gone, waiting.next_seats(base, len(gone)))
     return done
 
 

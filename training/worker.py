@@ -26,6 +26,7 @@ from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
 from training.loop import base_dtype, train_pack
 from training.mailbox import Event
+from training.pack.pack import shared_by_a_pack
 from training.pack.plan import MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
 from training.prompts import ScoringConfig
@@ -93,6 +94,7 @@ class Worker:
         self._dataset: DatasetVersion | None = None
         self._embedder: Any = None
         self._base_scores: Any = None
+        self._finished: set[str] = set()  # trials that were told to be
 
     def run(self) -> SetupError | None:
         """Train and score every trial that is not done; returns what kept all from starting."""
@@ -100,8 +102,11 @@ class Worker:
         if problem is not None:
             return problem
         trials = self.job.trials
-        for pack in plan_packs([spec.recipe for spec in trials], self.job.max_slots):
-            if not self._run_pack([trials[index] for index in pack]):
+        packs = plan_packs([spec.recipe for spec in trials], self.job.max_slots)
+        for alike in _alike(packs, [spec.recipe for spec in trials]):
+            # As many seats as the largest has; whoever leaves early gives its seat to the next.
+            seats = max(len(pack) for pack in alike)
+            if not self._run_pack([trials[index] for pack in alike for index in pack], seats):
                 return None
         return None
 
@@ -126,32 +131,32 @@ class Worker:
             return SetupError("training worker", traceback.format_exc(), None)
         return None
 
-    def _run_pack(self, planned: Sequence[TrialSpec]) -> bool:
-        """Train and score the trials together; False when the driver asked to stop.
+    def _run_pack(self, planned: Sequence[TrialSpec], seats: int) -> bool:
+        """Train and score the trials, `seats` at a time; False when the driver asked to stop.
 
         A pack that keeps killing its worker, or fails as a whole, is tried again in halves: most
         often it was too large, and at last the trial that it fails for stands alone.
         """
         specs, too_deadly = self.group.rank_0_says(lambda: self._admit(planned))
         if too_deadly:
-            return self._run_halves(planned)
+            return self._run_halves(planned, seats)
         if not specs:
             return True
         # With several workers only errors that all of them meet may be caught by all of them.
         survivable = Exception if self.group.world_size == 1 else UserError
         try:
-            return self._train_and_score(specs)
+            return self._train_and_score(specs, seats)
         except survivable as error:
             if len(planned) == 1:
                 self._fail(planned[0], error)
                 return True
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._run_halves(planned)
+        return self._run_halves(planned, seats)
 
-    def _run_halves(self, planned: Sequence[TrialSpec]) -> bool:
-        middle = len(planned) // 2
-        return self._run_pack(planned[:middle]) and self._run_pack(planned[middle:])
+    def _run_halves(self, planned: Sequence[TrialSpec], seats: int) -> bool:
+        middle, fewer = len(planned) // 2, (seats + 1) // 2
+        return all(self._run_pack(half, fewer) for half in (planned[:middle], planned[middle:]))
 
     def _admit(self, planned: Sequence[TrialSpec]) -> tuple[list[TrialSpec], bool]:
         """Rank 0: the trials that have not failed, and whether they must be tried in halves."""
@@ -168,8 +173,8 @@ class Worker:
         self._enter(phase)
         return specs, False
 
-    def _train_and_score(self, specs: Sequence[TrialSpec]) -> bool:
-        """Of trials that share a pack; False when the driver asked to stop."""
+    def _train_and_score(self, specs: Sequence[TrialSpec], seats: int) -> bool:
+        """Of trials that share packs of `seats`; False when the driver asked to stop."""
         trials = {s.trial: Trial(s.trial_dir, s.recipe, self._cache_for(s.recipe)) for s in specs}
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base_for(specs[0].recipe)
@@ -196,6 +201,7 @@ class Worker:
             on_checkpoint=lambda t, step, path: self._after_checkpoint(by_trial[t.id], step, path),
             on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
             stop=self.stopped,
+            seats=seats,
         )
         for spec in specs:
             if spec.trial not in done:
@@ -203,12 +209,28 @@ class Worker:
             if done[spec.trial] < spec.recipe.steps or not self._score_the_rest(spec):
                 self._send({"kind": "stopped", "trial": spec.trial})
                 return False
-            self._send({"kind": "finished", "trial": spec.trial, "step": done[spec.trial]})
+            self._finish(spec)
         return True
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
         self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
         self._raise_together(lambda: self._score(spec, Checkpoint(step, path)))
+        # Now, and not when the last of those that take its seat is done.
+        if step >= spec.recipe.steps and self._all_scored(spec):
+            self._finish(spec)
+
+    def _all_scored(self, spec: TrialSpec) -> bool:
+        if self.job.scoring is None or self.group.rank != 0:
+            return True
+        from training.scoring import existing_score
+
+        checkpoints = list_checkpoints(spec.trial_dir)
+        return all(existing_score(one.path, self._base_scores) is not None for one in checkpoints)
+
+    def _finish(self, spec: TrialSpec) -> None:
+        if spec.trial not in self._finished:
+            self._finished.add(spec.trial)
+            self._send({"kind": "finished", "trial": spec.trial, "step": spec.recipe.steps})
 
     def _score_the_rest(self, spec: TrialSpec) -> bool:
         """Score checkpoints that a killed worker left unscored; False when asked to stop."""
@@ -359,3 +381,11 @@ class Worker:
 
     def _died_too_often(self, phase: str) -> bool:
         return self.ledger is not None and self.ledger.deaths(phase) >= self.max_deaths
+
+
+def _alike(packs: list[list[int]], recipes: Sequence[Recipe]) -> list[list[list[int]]]:
+    """Planned packs in groups whose trials could sit in any of the group's packs."""
+    groups: dict[tuple[object, ...], list[list[int]]] = {}
+    for pack in packs:
+        groups.setdefault(shared_by_a_pack(recipes[pack[0]]), []).append(pack)
+    return list(groups.values())
