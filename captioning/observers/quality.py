@@ -49,6 +49,7 @@ class QualityMeter:
 
     id = "quality"
     revision = REVISION
+    shrink = None
 
     def observe(self, pictures: list[Image.Image]) -> list[Quality]:
         """One `Quality` for each upright RGB picture."""
