@@ -8,9 +8,8 @@ crop the pictures, tokenize and encode the captions, encode the pictures, PEFT's
 backward, clipping, AdamW. Both train the same base from the same weights on the same pictures,
 posterior samples, noise and timesteps; the losses of every step must agree. They take turns, a
 step each, and the ratio is the median of the pairs' ratios: what else the machine does hits both.
-With `--pack K` the
-cached loop trains K trials at once, and its step counts a Kth for each. The pictures are the
-demo's, of one character.
+With `--pack K` the cached loop trains K trials at once, and its step counts a Kth for each. The
+pictures are the demo's, of one character; the base is of the sd15 family.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from torch.nn import functional as F
 
 from captioning import DatasetVersion, Sample
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
-from training.adapters import ATTENTION_MODULES
 from training.batches import draw_batch
 from training.latents import read_pixels
 from training.loop import train_pack
@@ -76,10 +74,10 @@ class EncodingLoop:
         self.scheduler = DDPMScheduler.from_pretrained(base.folder, subfolder="scheduler")
         torch.manual_seed(recipe.seed)
         rank = recipe.network.rank
-        base.unet.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION_MODULES))
+        base.denoiser.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=list(base.attention_modules))
         )
-        self.parameters = [p for p in base.unet.parameters() if p.requires_grad]
+        self.parameters = [p for p in base.denoiser.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay
         )
@@ -93,7 +91,7 @@ class EncodingLoop:
             number,
             range(self.recipe.batch_size),
             self.recipe.batch_size,
-            len(base.scheduler.alphas_cumprod),
+            base.objective,
         )
         images = list(draws.images)
         deviation = torch.exp(0.5 * self.cache.logvar[images, 0])
@@ -121,7 +119,7 @@ class EncodingLoop:
         return value, time.perf_counter() - started, encoded - started
 
     def _target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        if self.base.prediction_type == "epsilon":
+        if self.base.objective.prediction_type == "epsilon":
             return noise
         target: Tensor = self.scheduler.get_velocity(latents, noise, timesteps)
         return target
