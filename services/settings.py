@@ -34,8 +34,8 @@ class Settings(BaseModel):
     )
     base: str | None = Field(
         None,
-        description="Path or hub id of the base that sweeps train on when they name none, and that "
-        "pictures are checked for; none means the starter base.",
+        description="Base that sweeps train on when they name none, and that pictures are checked "
+        "for: path or hub id, or a .safetensors checkpoint; none means the starter base.",
     )
     tagger: str | None = Field(
         None, description="Folder of a WD-style ONNX tagger; none means the starter tagger."

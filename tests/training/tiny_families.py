@@ -33,6 +33,7 @@ from transformers import (
 )
 
 WIDTH = 32
+WIDE = 48
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -57,13 +58,16 @@ def write_tokenizer(folder: Path) -> int:
     return len(words)
 
 
-def build_sdxl(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """Two encoders, added conditions, transformers of 1 and 2 layers; 64 px."""
+def build_sdxl(folder: Path, prediction_type: str = "epsilon", layers: int = 2) -> Path:
+    """Two encoders, the second wider, added conditions, transformers of 1 and 2 layers; 64 px.
+
+    `layers` are the second encoder's.
+    """
     tokenizer = _clip_tokenizer(folder)
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(4, scaling_factor=0.13025),
         text_encoder=_clip(CLIPTextModel, tokenizer),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, tokenizer),
+        text_encoder_2=_clip(CLIPTextModelWithProjection, tokenizer, layers, WIDE),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=UNet2DConditionModel(
@@ -72,7 +76,7 @@ def build_sdxl(folder: Path, prediction_type: str = "epsilon") -> Path:
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=2 * WIDTH,
+            cross_attention_dim=WIDTH + WIDE,
             attention_head_dim=(2, 4),
             transformer_layers_per_block=(1, 2),
             use_linear_projection=True,
@@ -198,14 +202,14 @@ def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def _clip(kind: Any, tokenizer: CLIPTokenizer) -> Any:
+def _clip(kind: Any, tokenizer: CLIPTokenizer, layers: int = 2, width: int = WIDTH) -> Any:
     return kind(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
+            hidden_size=width,
             intermediate_size=37,
             projection_dim=WIDTH,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=77,
             bos_token_id=len(tokenizer) - 2,

@@ -35,19 +35,13 @@ def resolve_folder(path_or_id: str | Path) -> Path:
     has no such model or cannot be reached while no copy is cached.
     """
     path = Path(path_or_id).expanduser()
-    if path.is_file():
-        raise UserError(
-            str(path),
-            "is a single file, not a folder in diffusers layout",
-            "convert it once: StableDiffusionPipeline.from_single_file(file)"
-            ".save_pretrained(folder), then give the folder",
-        )
     if not path.is_dir():
         if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(path_or_id):
             raise UserError(
                 str(path_or_id),
                 "no such folder",
-                "give the folder of a model in diffusers layout, or a hub id such as owner/name",
+                "give the folder of a model in diffusers layout, a .safetensors checkpoint, or a "
+                "hub id such as owner/name",
             )
         path = _download(path_or_id)
     if not (path / INDEX_FILE).is_file():
@@ -151,6 +145,12 @@ def _weight_stem(component: str) -> str | None:
     if component.startswith("text_encoder"):
         return TRANSFORMERS_STEM
     return DIFFUSERS_STEM if component in {"unet", "transformer", "vae"} else None
+
+
+def has_weights(folder: Path, component: str) -> bool:
+    """Whether a model's folder holds safetensors of this network."""
+    stem = _weight_stem(component)
+    return stem is not None and _weight_variant(folder / component, stem) is not None
 
 
 def _weight_variant(folder: Path, stem: str) -> str | None:
