@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -75,6 +76,11 @@ class Settings(BaseModel):
         False,
         description="Compute activations again in the backward pass instead of keeping them: up "
         "to a half slower, and room for larger batches and packs. The results are the same.",
+    )
+    optimizer_states: Literal["best_and_last", "all"] = Field(
+        "best_and_last",
+        description="Of which checkpoints the optimiser's state, most of their size, is kept: of "
+        "each trial's best and last, or of all. Adapters, scores and pictures are always kept.",
     )
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."

@@ -169,6 +169,7 @@ def run_sweep(
         score_dir=str(scores_dir(home.store, record)),
         max_slots=home.settings.trials_per_pack,
         gradient_checkpointing=home.settings.gradient_checkpointing,
+        keep_all_states=home.settings.optimizer_states == "all",
     )
     settings = home.settings
     with Display(console) as display:

@@ -20,7 +20,12 @@ import torch
 from captioning import DatasetVersion, UserError, load_dataset, write_atomic
 from training.adapters import detach, load_adapter
 from training.captions import CaptionPlan
-from training.checkpoints import Checkpoint, list_checkpoints, load_checkpoint
+from training.checkpoints import (
+    Checkpoint,
+    last_with_state,
+    list_checkpoints,
+    load_checkpoint,
+)
 from training.families import Base, family_of, load_base
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
@@ -31,6 +36,7 @@ from training.pack.plan import MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
 from training.prompts import ScoringConfig
 from training.recipe import Recipe
+from training.retention import drop_other_states
 
 FAILED_FILE = "failed.json"
 SETUP = "setup"
@@ -57,6 +63,7 @@ class SweepJob:
     score_dir: str  # the bare base's images and scores, shared by the trials
     max_slots: int = MAX_SLOTS  # trials that are trained together at most
     gradient_checkpointing: bool = False  # activations are computed again, not kept
+    keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint
 
 
 @dataclass(frozen=True)
@@ -182,16 +189,9 @@ class Worker:
         # Before the first gradient is exchanged, since loading may take one worker much longer.
         self.group.wait_for_all()
         for spec in specs:
-            known = [checkpoint.step for checkpoint in list_checkpoints(spec.trial_dir)]
-            steps = spec.recipe.steps
-            self._send(
-                {
-                    "kind": "trial",
-                    "trial": spec.trial,
-                    "step": max(known, default=0),
-                    "steps": steps,
-                }
-            )
+            last = last_with_state(spec.trial_dir)
+            known = {"step": last.step if last else 0, "steps": spec.recipe.steps}
+            self._send({"kind": "trial", "trial": spec.trial, **known})
         done = train_pack(
             base,
             list(trials.values()),
@@ -218,6 +218,8 @@ class Worker:
         # Now, and not when the last of those that take its seat is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
+        if self.group.rank == 0 and not self.job.keep_all_states:
+            drop_other_states(spec.trial_dir)
 
     def _all_scored(self, spec: TrialSpec) -> bool:
         if self.job.scoring is None or self.group.rank != 0:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from training.adapters import attach_pack, detach, initial_adapter
-from training.checkpoints import Contents, list_checkpoints, load_checkpoint
+from training.checkpoints import Contents, last_with_state, load_checkpoint
 from training.families import Base
 from training.pack.bank import AdapterBank
 from training.pack.slot import Slot, Trial
@@ -68,8 +68,8 @@ def seat(base: Base, seats: Sequence[Seat], scaled: bool) -> Pack:
 
 def last_contents(base: Base, trial: Trial) -> Contents:
     """Where the trial goes on: its last whole checkpoint, else its first weights at step 0."""
-    checkpoints = list_checkpoints(trial.trial_dir)
-    if checkpoints:
-        return load_checkpoint(checkpoints[-1].path)
+    last = last_with_state(trial.trial_dir)
+    if last is not None:
+        return load_checkpoint(last.path)
     recipe = trial.recipe
     return Contents(0, recipe, initial_adapter(base, recipe.network, recipe.seed), {})

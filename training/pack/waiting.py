@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from training.checkpoints import list_checkpoints, remove_unfinished
+from training.checkpoints import last_with_state, remove_unfinished
 from training.families import Base
 from training.pack.pack import Seat, last_contents
 from training.pack.slot import Trial
@@ -46,5 +46,5 @@ class Waiting:
 
 
 def _last_step(trial: Trial) -> int:
-    known = [checkpoint.step for checkpoint in list_checkpoints(trial.trial_dir)]
-    return min(max(known, default=0), trial.recipe.steps)
+    last = last_with_state(trial.trial_dir)
+    return 0 if last is None else min(last.step, trial.recipe.steps)
