@@ -40,7 +40,7 @@ def target_modules(base: Base, network: Network) -> tuple[str, ...]:
 def target_layers(base: Base, network: Network) -> dict[str, nn.Linear]:
     """The linear layers of the denoiser that get an update, by name, in the denoiser's order.
 
-    Raises UserError when a regular expression names none.
+    Raises UserError when a regular expression names none, or one of `base.unbatched_modules`.
     """
     pattern = network.target_pattern
     endings = () if pattern else tuple(f".{end}" for end in target_modules(base, network))
@@ -49,6 +49,12 @@ def target_layers(base: Base, network: Network) -> dict[str, nn.Linear]:
         inner = module.base_layer if isinstance(module, BankLinear) else module
         wanted = pattern.search(name) if pattern else name.endswith(endings)
         if isinstance(inner, nn.Linear) and wanted:
+            if name.startswith(base.unbatched_modules):
+                raise UserError(
+                    "recipe: network.targets",
+                    f"{network.targets} names {name}, which no adapter can be trained on here",
+                    "write the pattern so that it passes over this layer",
+                )
             layers[name] = inner
     if not layers:
         raise UserError(

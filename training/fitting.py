@@ -32,7 +32,7 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
     refused, reason = (
         (DIFFUSION_FIELDS, "belongs to diffusions; a flow has no signal-to-noise weighting")
         if kind.is_flow
-        else (FLOW_FIELDS, "belongs to flow models (SD3, FLUX)")
+        else (FLOW_FIELDS, "belongs to flow models (SD3, FLUX and later)")
     )
     for field in refused:
         if getattr(fitted, field) is not None:

@@ -1,4 +1,4 @@
-"""Small random pipelines of the real architectures on disk: SDXL, SD3 and FLUX.1.
+"""Small random pipelines of the real architectures on disk: SDXL, SD3, FLUX.1 and Z-Image.
 
 Few channels and layers, all else as in the real models' configs; nothing in them is trained.
 """
@@ -21,12 +21,17 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -161,6 +166,28 @@ def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     return _save(pipeline, folder)
 
 
+def build_z_image(folder: Path) -> Path:
+    """One block for text, one for the picture and two for both; captions of any length."""
+    tokenizer = _qwen_tokenizer()
+    pipeline = ZImagePipeline(
+        vae=_vae(16, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=Qwen3Model(_qwen_config(len(tokenizer), layers=3)),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(
+            dim=48,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=2 * WIDTH,
+            axes_dims=[8, 8, 8],
+            axes_lens=[1024, 64, 64],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    return _save(pipeline, folder)
+
+
 #: Family (and variant) -> its builder.
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sdxl": build_sdxl,
@@ -168,6 +195,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sd3": build_sd3,
     "sd3-no-t5": lambda folder: build_sd3(folder, with_t5=False),
     "flux-dev": build_flux,
+    "zimage": build_z_image,
     "flux-schnell": lambda folder: build_flux(folder, guidance_embeds=False),
 }
 
@@ -229,3 +257,37 @@ def _t5_tokenizer() -> T5TokenizerFast:
     letters = [chr(code) for code in range(33, 127)]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     return T5TokenizerFast(vocab=[*special, *((letter, -3.0) for letter in letters)], extra_ids=0)
+
+
+# Qwen3's own, as far as a picture model asks it.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content "
+    "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    words = ["<|endoftext|>", *sorted(ByteLevel.alphabet())]
+    tokenizer = Qwen2Tokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=[],
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def _qwen_config(vocabulary: int, layers: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=2 * WIDTH,
+        intermediate_size=37,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )

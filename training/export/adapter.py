@@ -136,9 +136,10 @@ def _tensors(
     elif format != "kohya":
         raise UserError("export: format", f"{format!r} is unknown", "use 'kohya' or 'diffusers'")
     elif dora and not by_input:
-        form, tensors = "diff", kohya.diff_tensors(updates, weight_of, dtype)
+        form, tensors = "diff", kohya.diff_tensors(updates, weight_of, dtype, base.kohya_prefix)
     else:
-        form, tensors = "dora" if dora else "lora", kohya.low_rank_tensors(updates, dtype)
+        form = "dora" if dora else "lora"
+        tensors = kohya.low_rank_tensors(updates, dtype, base.kohya_prefix)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(

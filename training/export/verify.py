@@ -33,7 +33,6 @@ INPUTS = 2
 MAX_LATENT_SIDE = 16
 # Every family's times go from 0 to this or a little above.
 LAST_TIMESTEP = 999
-_KOHYA_PREFIXES = {"unet": "lora_unet_", "transformer": "lora_transformer_"}
 
 
 class VerificationError(RuntimeError):
@@ -150,7 +149,7 @@ def _diffusers(path: Path, base: Base) -> set[str]:
 
 def _numpy_merge(path: Path, base: Base) -> set[str]:
     """Add every kohya entry to the weight of its name; returns the layers that were changed."""
-    prefix = _KOHYA_PREFIXES[base.denoiser_name]
+    prefix = base.kohya_prefix
     layers = {
         f"{prefix}{name.replace('.', '_')}": (name, module)
         for name, module in base.denoiser.named_modules()

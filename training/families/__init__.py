@@ -22,6 +22,7 @@ from training.families.sd3 import SD3Base
 from training.families.sdxl import SDXLBase
 from training.families.single_file import spelled
 from training.families.stable_diffusion import StableDiffusionBase
+from training.families.z_image import ZImageBase
 
 __all__ = [
     "FAMILIES",
@@ -39,7 +40,7 @@ __all__ = [
 
 #: By the family's name.
 FAMILIES: dict[str, type[Base]] = {
-    kind.family: kind for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase)
+    kind.family: kind for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase, ZImageBase)
 }
 
 

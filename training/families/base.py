@@ -7,12 +7,14 @@ base are never changed; adapters are put on and taken off by `training.adapters`
 from __future__ import annotations
 
 import gc
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +51,9 @@ class Base(ABC):
     #: Endings of the names of the denoiser's linear layers, for the presets of `network.targets`.
     attention_modules: ClassVar[tuple[str, ...]]
     feed_forward_modules: ClassVar[tuple[str, ...]]
+    #: What the names of layers begin with that take the rows of several samples as one, of which
+    #: a pack of trials cannot tell whose they are: they get no update.
+    unbatched_modules: ClassVar[tuple[str, ...]] = ()
     #: What `precision: auto` means on CUDA.
     half: ClassVar[str] = "fp16"
     #: Whether the objective is a flow and not a diffusion.
@@ -193,6 +198,15 @@ class Base(ABC):
     # What generation tools are told.
 
     @property
+    def kohya_prefix(self) -> str:
+        """What the denoiser's modules begin with in kohya's naming.
+
+        Transformers (SD3, FLUX) have the names of OneTrainer, which the same tools read: kohya's
+        own are of layers that diffusers splits (q, k and v are one).
+        """
+        return "lora_unet_" if self.denoiser_name == "unet" else "lora_transformer_"
+
+    @property
     @abstractmethod
     def kohya_version(self) -> str:
         """`ss_base_model_version`, by which A1111, Forge and InvokeAI know the family."""
@@ -241,6 +255,17 @@ def flow_objective(folder: Path, patch: int) -> FlowMatching:
     tokens = int(config.get("base_image_seq_len", 256)), int(config.get("max_image_seq_len", 4096))
     mu = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
     return FlowMatching(FlowShift(None, patch, tokens, mu))
+
+
+def even_flow_sampler(base: Base, steps: int, latents: Tensor) -> Any:
+    """Even steps, moved by the shift of this size, as FluxPipeline and ZImagePipeline set them."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = load_part(FlowMatchEulerDiscreteScheduler, base.folder, "scheduler")
+    shift = base.objective.shift.at(*latents.shape[-2:])  # type: ignore[attr-defined]
+    sigmas = np.linspace(1.0, 1 / steps, steps)
+    scheduler.set_timesteps(sigmas=sigmas, device=base.device, mu=math.log(shift))
+    return scheduler
 
 
 def vae_factor(folder: Path) -> int:

@@ -23,7 +23,7 @@ INDEX_FILE = "model_index.json"
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What is fetched from the hub: no pickles, no second precision, no single-file copies.
-_HUB_ALLOW = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model"]
+_HUB_ALLOW = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model", "*/*.jinja"]
 _HUB_IGNORE = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*"]
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -91,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def hash_components(folder: Path, components: tuple[str, ...]) -> str:
-    """sha256 hex over the names and bytes of the configs, tokenizer files and safetensors.
+    """sha256 hex over the names and bytes of configs, tokenizers, chat templates and safetensors.
 
     Pickles and other files in the folder are left out: they are never loaded. A unet's file and
     the same file elsewhere give the same hash, wherever the model's folder lies.
@@ -101,7 +101,7 @@ def hash_components(folder: Path, components: tuple[str, ...]) -> str:
         path
         for component in components
         for path in (folder / component).rglob("*")
-        if path.suffix in {".json", ".txt", ".safetensors", ".model"} and path.is_file()
+        if path.suffix in {".json", ".txt", ".safetensors", ".model", ".jinja"} and path.is_file()
     ]
     for path in sorted(files, key=lambda file: file.relative_to(folder).as_posix()):
         content = hashlib.sha256()
