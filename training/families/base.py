@@ -46,9 +46,11 @@ class Base(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: The component that is trained, and the prefix of its modules in adapter files.
     denoiser_name: ClassVar[str]
-    #: Endings of the names of the denoiser's linear layers, for the presets of `network.targets`.
+    #: Endings of the names of the denoiser's layers, for the presets of `network.targets`.
     attention_modules: ClassVar[tuple[str, ...]]
     feed_forward_modules: ClassVar[tuple[str, ...]]
+    #: The same of what `attention+ff+conv` adds: convolutions and their blocks' linear layers.
+    convolution_modules: ClassVar[tuple[str, ...]] = ()
     #: What `precision: auto` means on CUDA.
     half: ClassVar[str] = "fp16"
     #: Whether the objective is a flow and not a diffusion.
