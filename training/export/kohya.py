@@ -38,7 +38,8 @@ def low_rank_tensors(
 ) -> dict[str, Tensor]:
     """LoRA updates in kohya's names; alpha = rank, since the scale is in `lora_up` already.
 
-    A DoRA's magnitudes are `dora_scale`, (1, in) in fp32: a row, by which tools tell the axis.
+    A DoRA's magnitudes are `dora_scale`, (1, in) or (1, in, 1, 1) in fp32: tools tell the axis by
+    the first length.
     Raises ValueError for a DoRA on the output axis, which they would misread.
     """
     tensors: dict[str, Tensor] = {}
@@ -50,7 +51,8 @@ def low_rank_tensors(
         tensors[f"{name}.lora_up.weight"] = update.up.to(dtype)
         tensors[f"{name}.alpha"] = torch.tensor(float(len(update.down)), dtype=dtype)
         if update.magnitude is not None:
-            tensors[f"{name}.dora_scale"] = update.magnitude[None]
+            ones = [1] * (update.down.ndim - 2)
+            tensors[f"{name}.dora_scale"] = update.magnitude.reshape(1, -1, *ones)
     return tensors
 
 

@@ -48,9 +48,11 @@ class Base(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: The component that is trained, and the prefix of its modules in adapter files.
     denoiser_name: ClassVar[str]
-    #: Endings of the names of the denoiser's linear layers, for the presets of `network.targets`.
+    #: Endings of the names of the denoiser's layers, for the presets of `network.targets`.
     attention_modules: ClassVar[tuple[str, ...]]
     feed_forward_modules: ClassVar[tuple[str, ...]]
+    #: The same of what `attention+ff+conv` adds: convolutions and their blocks' linear layers.
+    convolution_modules: ClassVar[tuple[str, ...]] = ()
     #: What the names of layers begin with that take the rows of several samples as one, of which
     #: a pack of trials cannot tell whose they are: they get no update.
     unbatched_modules: ClassVar[tuple[str, ...]] = ()
