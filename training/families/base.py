@@ -45,6 +45,8 @@ class Base(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: The component that is trained, and the prefix of its modules in adapter files.
     denoiser_name: ClassVar[str]
+    #: Its VAE's class in diffusers.
+    vae_class: ClassVar[str] = "AutoencoderKL"
     #: Endings of the names of the denoiser's linear layers, for the presets of `network.targets`.
     attention_modules: ClassVar[tuple[str, ...]]
     feed_forward_modules: ClassVar[tuple[str, ...]]
@@ -63,13 +65,16 @@ class Base(ABC):
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
     ) -> None:
-        from diffusers import AutoencoderKL
+        import diffusers
 
         self.id = path_or_id
         self.folder = folder
         self.device = device
         self.dtype = dtype
-        self.vae: Any = load_network(AutoencoderKL, folder, "vae", torch.float32).to(device)
+        self.vae: Any = load_network(
+            getattr(diffusers, self.vae_class), folder, "vae", torch.float32
+        )
+        self.vae.to(device)
         self.latent_channels = int(self.vae.config.latent_channels)
         self.vae_factor = _vae_factor(self.vae.config.block_out_channels)
         self.native_size_px = self.native_size(folder)
