@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -119,7 +120,7 @@ def test_it_is_known_by_its_index(name: str, base: Base) -> None:
     facts = base_facts(base.folder)
     assert facts.family == base.family == name.split("-")[0]
     assert facts.content_hash == base.content_hash
-    fixed = base.family in {"flux", "zimage"}  # their configs name no size
+    fixed = base.family in {"flux", "flux2", "zimage"}  # their configs name no size
     assert native_size_px(base.folder) == (1024 if fixed else SIZE_PX)
     frozen = (base.denoiser, base.vae, *base.text_encoders.values())
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
@@ -135,13 +136,15 @@ def test_prompts_are_encoded_as_by_the_pipeline(base: Base, pipeline: Any) -> No
     assert {**shapes, **{k: tuple(t.shape) for k, t in own.items()}} == base.condition_shapes()
 
 
-def encoded_by(pipeline: Any, base: Base) -> tuple[torch.Tensor, torch.Tensor]:
+def encoded_by(pipeline: Any, base: Base) -> tuple[torch.Tensor, ...]:
     """What the pipeline makes of PROMPTS, in the order of the base's conditions."""
     if base.family == "zimage":
         rows, _ = pipeline.encode_prompt(list(PROMPTS), device="cpu")
         masks = [torch.ones(len(row)) for row in rows]
         length = base.condition_shapes()["mask"][0]
         return padded(rows, length), padded(masks, length)
+    if base.family == "flux2":
+        return (pipeline.encode_prompt(PROMPTS, device="cpu")[0].detach(),)
     arguments = [PROMPTS] * (3 if base.family == "sd3" else 2)
     said = pipeline.encode_prompt(*arguments, device="cpu")
     return (said[0], said[1]) if base.family == "flux" else (said[0], said[2])
@@ -163,6 +166,8 @@ def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance:
             config, clip_sample=False, set_alpha_to_one=True
         )
         noise = noise.clone()
+    if base.family == "flux2":
+        del options["negative_prompt"]  # always the empty one
     if base.family == "zimage":
         options["guidance_scale"] = guidance - 1  # its pipeline counts from 0
     if base.family == "flux":
@@ -172,7 +177,7 @@ def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance:
         else:
             options = {"guidance_scale": guidance}
     wanted = pipeline(
-        list(PROMPTS),  # Z-Image's pipeline writes into it
+        prompt=list(PROMPTS),  # Z-Image's pipeline writes into it
         num_inference_steps=3,
         height=SIZE_PX,
         width=SIZE_PX,
@@ -183,6 +188,17 @@ def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance:
     found = sample(base, PROMPTS, [3, 1], steps=3, guidance=guidance, size_px=SIZE_PX)
     # The tiny VAE is random, so a rounding of the last bit may show as one level.
     assert np.abs(found.astype(int) - (wanted * 255).round()).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["flux2-klein"], indirect=True)
+def test_pixels_become_the_latents_of_the_pipeline(base: Base, pipeline: Any) -> None:
+    """Patches and running statistics; the other families' VAEs are test_families.py's."""
+    pixels = torch.rand(2, 3, SIZE_PX, SIZE_PX) * 2 - 1
+    with torch.no_grad():
+        wanted = pipeline._encode_vae_image(pixels, generator=None)
+    found = base.to_latents(base.encode_pixels(pixels)[0])
+    torch.testing.assert_close(found, wanted)
+    assert found.shape[1:] == (base.latent_channels, *[SIZE_PX // base.vae_factor] * 2)
 
 
 def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
@@ -206,6 +222,19 @@ def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
         pictures = list(noisy.unsqueeze(2).unbind())
         outputs = denoiser(pictures, (1000 - times) / 1000, captions, return_dict=False)[0]
         return -torch.stack(outputs).squeeze(2)
+    if base.family == "flux2":
+        klein = diffusers.Flux2KleinPipeline
+        places = klein._prepare_latent_ids(noisy)
+        output = denoiser(
+            hidden_states=klein._pack_latents(noisy),
+            timestep=times / 1000,
+            guidance=None,
+            encoder_hidden_states=told["text"],
+            txt_ids=klein._prepare_text_ids(told["text"]),
+            img_ids=places,
+            return_dict=False,
+        )[0]
+        return klein._unpack_latents_with_ids(output, places)
     pipeline = diffusers.FluxPipeline
     count, channels, height, width = noisy.shape
     output = denoiser(
@@ -235,9 +264,9 @@ def test_training_equals_a_plain_diffusers_and_peft_loop(
     denoiser = getattr(pipeline, base.denoiser_name)
     denoiser.requires_grad_(False)
     torch.manual_seed(recipe.seed)
-    modules = [f".*\\.({'|'.join(end.replace('.', '[.]') for end in base.attention_modules)})"]
+    modules = "|".join(re.escape(name) for name in target_layers(base, recipe.network))
     denoiser.add_adapter(
-        LoraConfig(r=4, lora_alpha=4, target_modules=modules[0], use_dora=method == "dora")
+        LoraConfig(r=4, lora_alpha=4, target_modules=modules, use_dora=method == "dora")
     )
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4, weight_decay=0.01)

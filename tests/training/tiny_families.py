@@ -1,4 +1,4 @@
-"""Small random pipelines of the real architectures on disk: SDXL, SD3, FLUX.1 and Z-Image.
+"""Small random pipelines of the real architectures on disk: SDXL, SD3, FLUX and Z-Image.
 
 Few channels and layers, all else as in the real models' configs; nothing in them is trained.
 """
@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -31,6 +34,7 @@ from transformers import (
     CLIPTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -166,6 +170,38 @@ def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     return _save(pipeline, folder)
 
 
+def build_flux2(folder: Path, is_distilled: bool = False) -> Path:
+    """One double and one single block; a text encoder with all the layers that are read."""
+    tokenizer = _qwen_tokenizer()
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    pipeline = Flux2KleinPipeline(
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(_qwen_config(len(tokenizer), layers=28, width=16)),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(
+            in_channels=32,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        is_distilled=is_distilled,
+    )
+    return _save(pipeline, folder)
+
+
 def build_z_image(folder: Path) -> Path:
     """One block for text, one for the picture and two for both; captions of any length."""
     tokenizer = _qwen_tokenizer()
@@ -195,6 +231,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sd3": build_sd3,
     "sd3-no-t5": lambda folder: build_sd3(folder, with_t5=False),
     "flux-dev": build_flux,
+    "flux2-klein": build_flux2,
+    "flux2-distilled": lambda folder: build_flux2(folder, is_distilled=True),
     "zimage": build_z_image,
     "flux-schnell": lambda folder: build_flux(folder, guidance_embeds=False),
 }
@@ -281,10 +319,10 @@ def _qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def _qwen_config(vocabulary: int, layers: int) -> Qwen3Config:
+def _qwen_config(vocabulary: int, layers: int, width: int = 2 * WIDTH) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=vocabulary,
-        hidden_size=2 * WIDTH,
+        hidden_size=width,
         intermediate_size=37,
         num_hidden_layers=layers,
         num_attention_heads=4,

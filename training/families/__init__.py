@@ -18,6 +18,7 @@ from training.families.files import (
     resolve_folder,
 )
 from training.families.flux import FluxBase
+from training.families.flux2 import Flux2Base
 from training.families.sd3 import SD3Base
 from training.families.sdxl import SDXLBase
 from training.families.single_file import spelled
@@ -40,7 +41,8 @@ __all__ = [
 
 #: By the family's name.
 FAMILIES: dict[str, type[Base]] = {
-    kind.family: kind for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase, ZImageBase)
+    kind.family: kind
+    for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase, Flux2Base, ZImageBase)
 }
 
 

@@ -48,6 +48,8 @@ class Base(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: The component that is trained, and the prefix of its modules in adapter files.
     denoiser_name: ClassVar[str]
+    #: Its VAE's class in diffusers.
+    vae_class: ClassVar[str] = "AutoencoderKL"
     #: Endings of the names of the denoiser's layers, for the presets of `network.targets`.
     attention_modules: ClassVar[tuple[str, ...]]
     feed_forward_modules: ClassVar[tuple[str, ...]]
@@ -112,9 +114,10 @@ class Base(ABC):
     @cached_property
     def vae(self) -> Any:
         """The VAE, frozen, fp32, on the base's device."""
-        from diffusers import AutoencoderKL
+        import diffusers
 
-        return load_network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
+        kind = getattr(diffusers, self.vae_class)
+        return load_network(kind, self.folder, "vae", torch.float32).to(self.device)
 
     @cached_property
     @abstractmethod

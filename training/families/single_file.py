@@ -140,8 +140,9 @@ def inspect(file: Path, rest: str | None = None) -> Contents:
     if pipeline is None:
         raise UserError(
             str(file),
-            f"is a model of the kind {model_type!r}, which cannot be trained here",
-            f"use a text-to-image checkpoint of: {', '.join(PIPELINE_OF_TYPE)}",
+            f"is a model of the kind {model_type!r}, which is not loaded from a single file here",
+            f"use a text-to-image checkpoint of: {', '.join(PIPELINE_OF_TYPE)}; or the folder in "
+            "diffusers layout of a family that docs/real-models.md lists",
         )
     dtypes, size_bytes = {}, 0
     for part, prefixes in PARTS[pipeline].items():
