@@ -25,7 +25,7 @@ from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.losses import pack_losses
-from training.micro_batches import MicroBatches, is_out_of_memory, keep_split
+from training.micro_batches import MicroBatches, is_out_of_memory
 from training.pack.pack import Pack, seat
 from training.pack.slot import Slot, Trial
 from training.pack.waiting import Waiting
@@ -135,8 +135,8 @@ def train_pack(
 
     When memory runs out, the step is done again in smaller micro-batches, once, with the same
     samples and draws; the event `out_of_memory` and a file in the trials' folders say so (see
-    `keep_split`). Raises OutOfMemory, on every rank, when that does not fit either, and ValueError
-    for trials that cannot share a pack.
+    `MicroBatches`). Raises OutOfMemory, on every rank, when that does not fit either, and
+    ValueError for trials that cannot share a pack.
     """
     # With several workers only errors that all of them meet may be survived by all of them.
     survivable = Exception if world_size == 1 else UserError
@@ -171,9 +171,9 @@ def train_pack(
             if is_lacking:
                 micro_batches.shrink(lack or "another worker ran out of memory", pack)
                 continue
-            found = micro_batches.untold()
-            if found is not None and rank == 0:
-                kept = keep_split(pack, micro_batches.recipe, found)
+            untold = micro_batches.untold(pack)
+            if untold and rank == 0:
+                kept = micro_batches.keep(untold)
                 if on_event is not None:
                     on_event({"kind": "out_of_memory", **kept})
             for slot in slots:

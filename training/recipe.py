@@ -183,7 +183,7 @@ class Recipe(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Of the forward and backward pass; adapter weights and optimiser stay fp32. "
-        "auto: fp16 on CUDA (bf16 for SD3 and FLUX, which overflow fp16), fp32 on CPU.",
+        "auto: fp16 on CUDA (bf16 for flow models, which overflow fp16), fp32 on CPU.",
     )
     resolution: int | None = Field(
         None,
@@ -196,13 +196,13 @@ class Recipe(Strict):
         5.0,
         gt=0,
         description="Min-SNR loss weighting (Hang et al. 2023, whose best gamma is 5). "
-        "None: every timestep weighs the same, as with flows (SD3, FLUX) always.",
+        "None: every timestep weighs the same, as with flows (SD3, FLUX, Z-Image) always.",
     )
     timestep_sampling: Literal["uniform", "logit_normal"] | None = Field(
         None,
         description="How often each noise level is trained. logit_normal: the middle ones more "
         "often (Esser et al. 2024). None: the family's own, uniform for SD and SDXL, logit_normal "
-        "for SD3 and FLUX.",
+        "for flows.",
     )
     timestep_shift: float | None = Field(
         None,

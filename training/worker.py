@@ -325,7 +325,9 @@ class Worker:
 
     def _base_for(self, recipe: Recipe) -> Base:
         """The base in the recipe's precision; one is in memory at a time."""
-        dtype = base_dtype(recipe, self.device, family_of(self.job.base).half)
+        # Asking for the family may ask the hub: once is enough.
+        half = self._base.half if self._base is not None else family_of(self.job.base).half
+        dtype = base_dtype(recipe, self.device, half)
         if self._base is None or self._base.dtype != dtype:
             self._base = None
             self._base = load_base(self.job.base, self.device, dtype)
