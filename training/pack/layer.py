@@ -6,6 +6,7 @@ products forward and five back, whatever K is: small models wait for launches, n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class LayerTensors:
     output_gain_grad: Tensor | None
 
 
-class BankLayer(nn.Module):
+class BankLayer(nn.Module, ABC):
     """Stands in the base for `base_layer` as long as the bank is on it."""
 
     def __init__(self, base_layer: Layer, bank: AdapterBank, index: int) -> None:
@@ -54,8 +55,9 @@ class BankLayer(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         return self._packed(x.to(dtype), self.bank.layer_tensors(self._index, dtype))
 
+    @abstractmethod
     def _packed(self, x: Tensor, layer: LayerTensors) -> Tensor:
-        raise NotImplementedError
+        """The output with every slot's update on its own rows."""
 
 
 class BankLinear(BankLayer):
