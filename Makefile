@@ -9,8 +9,10 @@ OUT ?= demo-out
 demo: .venv/installed
 	$(BIN)/lorafarm demo --out $(OUT)
 
+# Files of tests run side by side, the slow ones not left to the end; more than four at once would
+# starve the servers in some of them.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

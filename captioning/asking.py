@@ -1,4 +1,4 @@
-"""The client of the served observers: every picture is decoded once and handed to all of them.
+"""The client of the served observers: every picture is handed to all of them, see `parcels`.
 
 (sha256, kind, bytes) in, observations out as they come. What is in flight is bounded in pictures
 for each observer and in bytes for all, so a folder of any size fits into the memory.
@@ -6,21 +6,20 @@ for each observer and in bytes for all, so a folder of any size fits into the me
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-import numpy as np
 import tenacity
+from PIL.Image import Image
 
-from captioning.decode import PictureError, upright_rgb
+from captioning.decode import upright_rgb
 from captioning.observations import Kind, Observation
 from captioning.observer_config import ObserverConfig
+from captioning.observers.shrink import Shrink
+from captioning.parcels import Asked, Group, Parcel, pack
 from captioning.replica import told
 
 # For each observer: two full batches for each replica keep it busy while answers travel.
@@ -28,20 +27,15 @@ BATCHES_IN_FLIGHT = 2
 # Pictures that travel together. A request costs about 5 ms of CPU, whatever it carries; in
 # one of 8 pictures that is less than what the quickest observer spends on them.
 REQUEST_PICTURES = 8
-# Decoded pictures in flight; half of the object store that a local Ray starts with. One group more
-# may be on its way there. A picture that is larger than this travels alone.
+# Decoded pictures in flight; half of the object store that a local Ray starts with. A picture that
+# is larger than this travels alone.
 BYTES_IN_FLIGHT = 128 * 1024 * 1024
-GROUP_BYTES = 32 * 1024 * 1024
-# Decoding runs ahead of asking by this many pictures, on as many threads.
-DECODERS = min(4, os.cpu_count() or 1)
 # A request that was lost with its replica is sent again, then its pictures one by one; a
 # picture that kills its replica again and again must not take its neighbours with it.
 ATTEMPTS = 2
 # Between attempts, doubling: a replica's process takes seconds to come back.
 RETRY_WAIT_S, RETRY_WAIT_MOST_S = 1.0, 15.0
 BATCH_SIZES_TIMEOUT_S = 60.0
-
-Asked = list[tuple[int, str]]  # (row among the group's pictures, sha256)
 
 
 @dataclass(frozen=True)
@@ -61,16 +55,6 @@ class Served:
     def request_pictures(self) -> int:
         """Pictures in one request; a batch is made of several."""
         return min(REQUEST_PICTURES, self.config.batch_size)
-
-
-@dataclass
-class _Group:
-    """Pictures that were decoded together and lie in Ray's object store as one object."""
-
-    pixels: Any = None  # reference to a list of (H, W, 3) uint8
-    wanted: dict[Kind, Asked] = field(default_factory=dict)
-    unreadable: list[tuple[str, Kind, PictureError]] = field(default_factory=list)
-    bytes: int = 0
 
 
 class ServedObservers:
@@ -98,7 +82,8 @@ class ServedObservers:
         """
         flight = _Flight(self._served)
         try:
-            for group in self._groups(requests):
+            size = max(one.request_pictures for one in self._served.values())
+            for group in pack(requests, self._decode, self._shrinks, size):
                 for sha256, kind, error in group.unreadable:
                     yield _failure(sha256, kind, self._served[kind].identity, error)
                 yield from flight.make_room_for(group)
@@ -107,50 +92,17 @@ class ServedObservers:
         finally:
             flight.close()
 
-    def _groups(self, requests: Iterable[tuple[str, Kind, bytes]]) -> Iterator[_Group]:
-        """Pictures decoded ahead on threads, a few at a time in the object store."""
-        import ray
+    def _shrinks(self, kinds: Iterable[Kind]) -> dict[Kind, Shrink | None]:
+        """How these observers shrink pictures, asked of all at once: some may have to start."""
+        asked = {kind: self._served[kind].handle.shrink.remote() for kind in kinds}
+        return {
+            kind: _answered(answer, self._served[kind].config.timeout_s)
+            for kind, answer in asked.items()
+        }
 
-        size = max(one.request_pictures for one in self._served.values())
-        group = _Group()
-        pixels: list[np.ndarray] = []
-        for sha256, kinds, picture in self._decoded(requests):
-            if isinstance(picture, PictureError):
-                group.unreadable += [(sha256, kind, picture) for kind in kinds]
-                continue
-            for kind in kinds:
-                group.wanted.setdefault(kind, []).append((len(pixels), sha256))
-            pixels.append(picture)
-            group.bytes += picture.nbytes
-            if len(pixels) == size or group.bytes >= GROUP_BYTES:
-                group.pixels = ray.put(pixels)
-                yield group
-                group, pixels = _Group(), []
-        if pixels:
-            group.pixels = ray.put(pixels)
-        yield group
-
-    def _decoded(
-        self, requests: Iterable[tuple[str, Kind, bytes]]
-    ) -> Iterator[tuple[str, list[Kind], np.ndarray | PictureError]]:
-        """Each picture with the kinds that it was asked for, in the order of the requests."""
-        ahead: deque[tuple[str, list[Kind], Future[np.ndarray | PictureError]]] = deque()
-        with ThreadPoolExecutor(DECODERS, "decode") as pool:
-            for sha256, asked in groupby(requests, key=lambda request: request[0]):
-                rows = list(asked)
-                job = pool.submit(self._decode, rows[0][2])
-                ahead.append((sha256, [kind for _, kind, _ in rows], job))
-                if len(ahead) > DECODERS:
-                    yield _settled(*ahead.popleft())
-            while ahead:
-                yield _settled(*ahead.popleft())
-
-    def _decode(self, data: bytes) -> np.ndarray | PictureError:
+    def _decode(self, data: bytes) -> Image:
         self.decoded += 1
-        try:
-            return np.asarray(upright_rgb(data))  # (H, W, 3)
-        except PictureError as error:
-            return error
+        return upright_rgb(data)
 
 
 class _Flight:
@@ -163,21 +115,21 @@ class _Flight:
             kind: ThreadPoolExecutor(max(1, one.window // one.request_pictures), f"ask-{kind}")
             for kind, one in served.items()
         }
-        self._waiting: dict[Future[list[Observation]], tuple[Kind, int, _Group]] = {}
+        self._waiting: dict[Future[list[Observation]], tuple[Kind, int, Parcel]] = {}
 
-    def make_room_for(self, group: _Group) -> Iterator[Observation]:
+    def make_room_for(self, group: Group) -> Iterator[Observation]:
         """The answers that come until the group's pictures may be sent."""
         while not self._has_room_for(group):
             yield from self._next_answers()
 
-    def send(self, group: _Group) -> None:
+    def send(self, group: Group) -> None:
         """Ask all observers at once for what is wanted of the group's pictures."""
-        for kind, asked in group.wanted.items():
+        for kind, (parcel, asked) in group.wanted.items():
             step = self._served[kind].request_pictures
             for start in range(0, len(asked), step):
                 part = asked[start : start + step]
-                job = self._pools[kind].submit(self._answers, kind, group.pixels, part)
-                self._waiting[job] = (kind, len(part), group)
+                job = self._pools[kind].submit(self._answers, kind, parcel, part)
+                self._waiting[job] = (kind, len(part), parcel)
 
     def land(self) -> Iterator[Observation]:
         """All answers that are still to come."""
@@ -196,11 +148,11 @@ class _Flight:
             del self._waiting[job]
             yield from job.result()
 
-    def _has_room_for(self, group: _Group) -> bool:
-        groups = {id(one): one.bytes for _, _, one in self._waiting.values()}
-        if groups and sum(groups.values()) + group.bytes > BYTES_IN_FLIGHT:
+    def _has_room_for(self, group: Group) -> bool:
+        parcels = {id(one): one.bytes for _, _, one in self._waiting.values()}
+        if parcels and sum(parcels.values()) + group.bytes > BYTES_IN_FLIGHT:
             return False
-        for kind, asked in group.wanted.items():
+        for kind, (_, asked) in group.wanted.items():
             pictures = sum(count for other, count, _ in self._waiting.values() if other == kind)
             # A model of small batches has a group waiting while it works on another one.
             window = max(self._served[kind].window, BATCHES_IN_FLIGHT * len(asked))
@@ -208,19 +160,19 @@ class _Flight:
                 return False
         return True
 
-    def _answers(self, kind: Kind, pixels: Any, asked: Asked) -> list[Observation]:
+    def _answers(self, kind: Kind, parcel: Parcel, asked: Asked) -> list[Observation]:
         """One observation for each asked picture, whatever happens to the replica."""
         failures = _lost_requests()
         try:
-            return self._asked_repeatedly(kind, pixels, asked)
+            return self._asked_repeatedly(kind, parcel, asked)
         except failures as error:
             if len(asked) > 1 and not self._ended.is_set():
-                return [self._answers(kind, pixels, [one])[0] for one in asked]
+                return [self._answers(kind, parcel, [one])[0] for one in asked]
             return [
                 _failure(sha256, kind, self._served[kind].identity, error) for _, sha256 in asked
             ]
 
-    def _asked_repeatedly(self, kind: Kind, pixels: Any, asked: Asked) -> list[Observation]:
+    def _asked_repeatedly(self, kind: Kind, parcel: Parcel, asked: Asked) -> list[Observation]:
         served = self._served[kind]
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_lost_requests()),
@@ -229,19 +181,22 @@ class _Flight:
             sleep=tenacity.sleep_using_event(self._ended),
             reraise=True,
         )
-        return attempts(_asked_once, served, pixels, asked)
+        return attempts(_asked_once, served, parcel, asked)
 
 
-def _asked_once(served: Served, pixels: Any, asked: Asked) -> list[Observation]:
-    response = served.handle.remote(pixels, asked)
+def _asked_once(served: Served, parcel: Parcel, asked: Asked) -> list[Observation]:
+    response = served.handle.remote(parcel.pictures, asked)
     answers: list[Observation] = response.result(timeout_s=served.config.timeout_s)
     return answers
 
 
-def _settled(
-    sha256: str, kinds: list[Kind], job: Future[np.ndarray | PictureError]
-) -> tuple[str, list[Kind], np.ndarray | PictureError]:
-    return sha256, kinds, job.result()
+def _answered(answer: Any, timeout_s: float) -> Shrink | None:
+    """None as well when it got lost: the observer's own preparation does the same, only later."""
+    try:
+        shrink: Shrink | None = answer.result(timeout_s=timeout_s)
+    except _lost_requests():
+        return None
+    return shrink
 
 
 def _lost_requests() -> tuple[type[Exception], ...]:

@@ -112,4 +112,5 @@ def _as_seen(opened: Pillow.Image) -> Pillow.Image:
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         picture = Pillow.alpha_composite(Pillow.new("RGBA", layer.size, WHITE), layer)
-    return picture.convert("RGB")
+    # A conversion to the same mode would copy all pixels once more.
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

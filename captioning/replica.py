@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from captioning.observations import Observation
 from captioning.observer_config import ObserverConfig, kind_of
 from captioning.observers.load import load_observer
+from captioning.observers.shrink import Shrink
 
 # A batch goes out when it is full or when its first request has waited this long.
 BATCH_WAIT_S = 0.02
@@ -43,12 +44,16 @@ class Replica:
     ) -> list[Observation]:
         """Observations of the asked (row, sha256) among `pictures`, in their order.
 
-        `pictures` lies in Ray's object store, where all observers read the one decoded copy.
+        `pictures` lies in Ray's object store, where all observers that shrink alike read one copy.
         """
         answers: list[Observation] = await self._ask(
             [(sha256, pictures[row]) for row, sha256 in asked]
         )
         return answers
+
+    def shrink(self) -> Shrink | None:
+        """What may be done to a picture before it is sent here, without changing the answer."""
+        return self._observer.shrink
 
     def batch_sizes(self) -> list[int]:
         """Pictures in each batch that was answered so far."""

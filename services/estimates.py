@@ -146,6 +146,7 @@ def _slot_facts(recipe: Recipe) -> list[Any]:
         recipe.optimizer.type,
         recipe.prior_weight > 0,
         recipe.ema_decay is not None,
+        *([network.of_kernels().stored_rank] if network.conv_rank is not None else []),
     ]
 
 
@@ -182,9 +183,11 @@ def _changes(request: ProbeRequest) -> Iterator[tuple[str, ProbeRequest]]:
         request = replace(request, gradient_checkpointing=True)
         said.append("gradient_checkpointing: true in settings.yaml")
         yield "; ".join(said), request
-    for rank in _halves(max(recipe.network.rank for recipe in request.recipes)):
+    networks = [recipe.network for recipe in request.recipes]
+    of_kernels = any(network.conv_rank is not None for network in networks)
+    for rank in _halves(max(each.rank for own in networks for each in (own, own.of_kernels()))):
         recipes = tuple(_with_rank(recipe, rank) for recipe in request.recipes)
-        said_of_rank = f"network.rank: {rank} at most"
+        said_of_rank = f"network.rank{' and conv_rank' if of_kernels else ''}: {rank} at most"
         yield "; ".join([*said, said_of_rank]), replace(request, recipes=recipes)
 
 
@@ -196,9 +199,9 @@ def _halves(number: int) -> Iterator[int]:
 
 def _with_rank(recipe: Recipe, most: int) -> Recipe:
     network = recipe.network
-    return recipe.model_copy(
-        update={"network": network.model_copy(update={"rank": min(network.rank, most)})}
-    )
+    ranks = {"rank": network.rank, "conv_rank": network.conv_rank}
+    less = {field: min(rank, most) for field, rank in ranks.items() if rank is not None}
+    return recipe.model_copy(update={"network": network.model_copy(update=less)})
 
 
 def checkpoints_left(trials: Sequence[PlannedTrial], done: Mapping[str, int]) -> int:

@@ -35,8 +35,8 @@ class Settings(BaseModel):
     )
     base: str | None = Field(
         None,
-        description="Path or hub id of the base that sweeps train on when they name none, and that "
-        "pictures are checked for; none means the starter base.",
+        description="Base that sweeps train on when they name none, and that pictures are checked "
+        "for: path or hub id, or a .safetensors checkpoint; none means the starter base.",
     )
     tagger: str | None = Field(
         None, description="Folder of a WD-style ONNX tagger; none means the starter tagger."
@@ -83,6 +83,11 @@ class Settings(BaseModel):
         False,
         description="Compute activations again in the backward pass instead of keeping them: up "
         "to a half slower, and room for larger batches and packs. The results are the same.",
+    )
+    optimizer_states: Literal["best_and_last", "all"] = Field(
+        "best_and_last",
+        description="Of which checkpoints the optimiser's state, most of their size, is kept: of "
+        "each trial's best and last, or of all. Adapters, scores and pictures are always kept.",
     )
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."

@@ -29,8 +29,8 @@ class SweepConfig(BaseModel):
 
     base: str | None = Field(
         None,
-        description="Path or hub id of a model in diffusers' layout (SD1.5, SDXL, SD3, FLUX.1); "
-        "none: the starter.",
+        description="Path or hub id of a model in diffusers' layout (docs/real-models.md lists "
+        "the families), or a .safetensors checkpoint; none: the starter.",
     )
     recipe: Recipe = Field(
         default_factory=Recipe, description="What all trials share; see `lorafarm recipe`."

@@ -171,6 +171,7 @@ def run_sweep(
         gradient_checkpointing=home.settings.gradient_checkpointing,
         strategy=home.settings.strategy,
         offload_base=home.settings.offload_base,
+        keep_all_states=home.settings.optimizer_states == "all",
     )
     settings = home.settings
     with Display(console) as display:

@@ -90,6 +90,9 @@ def public_value(value: str) -> str:
 
     A content hash beside it says which model or file was meant.
     """
+    file, at, config = value.partition(".safetensors@")  # a checkpoint and what completes it
+    if at:
+        return public_value(file + at[:-1]) + "@" + public_value(config)
     if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
         return PureWindowsPath(value).name or value
     return value

@@ -1,10 +1,14 @@
 """Fixtures that every room's tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Lines that are compared must not be folded at the width of whoever's terminal, or of none.
+os.environ["COLUMNS"] = "160"
 
 # The same examples in every run: a change is judged by what it did, not by a lucky draw. To search
 # further: pytest --hypothesis-profile=default. Deadlines measure the machine, not the code.

@@ -14,48 +14,66 @@ from torch import Tensor, nn
 
 from captioning import UserError
 from training.families import Base
-from training.pack.bank import (
+from training.pack.bank import AdapterBank, install, uninstall
+from training.pack.layer import BankLayer
+from training.pack.parts import (
     DOWN,
-    OUTPUT_MAGNITUDE,
     UP,
-    AdapterBank,
+    Layer,
     Parts,
-    install,
+    axes_under,
+    has_kernel,
+    network_of,
     part_shape,
     parts_of,
-    uninstall,
+    refuse_unknown_kernels,
 )
-from training.pack.layer import BankLinear
 from training.pack.principal import principal_factors
-from training.recipe import Network
+from training.recipe import CONV_PRESET, Network
 from training.sharding import whole
 
 
 def target_modules(base: Base, network: Network) -> tuple[str, ...]:
-    """The endings of the names of the linear layers that get an update, for a preset."""
+    """The endings of the names of the layers that get an update, for a preset."""
     if network.targets == "attention":
         return base.attention_modules
-    return base.attention_modules + base.feed_forward_modules
+    linear = base.attention_modules + base.feed_forward_modules
+    return linear + base.convolution_modules if network.targets == CONV_PRESET else linear
 
 
-def target_layers(base: Base, network: Network) -> dict[str, nn.Linear]:
-    """The linear layers of the denoiser that get an update, by name, in the denoiser's order.
+def target_layers(base: Base, network: Network) -> dict[str, Layer]:
+    """The layers of the denoiser that get an update, by name, in the denoiser's order.
 
-    Raises UserError when a regular expression names none.
+    Raises UserError when a regular expression names none, one of `base.unbatched_modules`, or a
+    convolution that cannot have one.
     """
     pattern = network.target_pattern
     endings = () if pattern else tuple(f".{end}" for end in target_modules(base, network))
     layers = {}
     for name, module in base.denoiser.named_modules():
-        inner = module.base_layer if isinstance(module, BankLinear) else module
+        inner = module.base_layer if isinstance(module, BankLayer) else module
         wanted = pattern.search(name) if pattern else name.endswith(endings)
-        if isinstance(inner, nn.Linear) and wanted:
+        if isinstance(inner, (nn.Linear, nn.Conv2d)) and wanted:
+            if name.startswith(base.unbatched_modules):
+                raise UserError(
+                    "recipe: network.targets",
+                    f"{network.targets} names {name}, which no adapter can be trained on here",
+                    "write the pattern so that it passes over this layer",
+                )
+            refuse_unknown_kernels(name, inner)
             layers[name] = inner
     if not layers:
         raise UserError(
             "recipe: network.targets",
-            f"{network.targets} names no linear layer of {base.id}",
+            f"{network.targets} names no linear layer and no convolution of {base.id}",
             f"match module names such as {_some_linear(base)}, or use a preset",
+        )
+    kernels = any(has_kernel(layer.weight.shape) for layer in layers.values())
+    if not kernels and network.of_kernels() != network:
+        raise UserError(
+            "recipe: network.conv_rank, network.conv_alpha",
+            f"are of convolutions, and {network.targets} names none of more than one cell",
+            "leave them out",
         )
     return layers
 
@@ -69,9 +87,9 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
     """The adapter before its first step, as `adapter_state` gives it: it changes no output yet.
 
     PEFT's initial weights, number for number: A Kaiming-uniform, drawn on the CPU from `seed`
-    alone, B zero, DoRA's magnitudes the norms of the base weight's rows or columns. With PiSSA A
-    and B are of the base weight itself, and their product is taken off again: see
-    `principal_factors`.
+    alone, B zero, DoRA's magnitudes the norms of the base weight's rows or columns, or of a
+    convolution's channels. With PiSSA A and B are of the base weight itself, and their product is
+    taken off again: see `principal_factors`.
 
     Raises UserError for a PiSSA of a rank that a layer has not.
     """
@@ -83,18 +101,19 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
 
     parts: Parts = {}
     for name, layer in target_layers(base, network).items():
-        down_shape = part_shape(DOWN, network.rank, layer)
-        up_shape = part_shape(UP, network.rank, layer)
-        # PEFT makes two nn.Linear, which draw weights of their own, before it draws A.
+        own = network_of(network, layer.weight.shape)
+        down_shape = part_shape(DOWN, own.rank, layer)
+        up_shape = part_shape(UP, own.rank, layer)
+        # PEFT makes two layers, which draw weights of their own, before it draws A.
         draw(*down_shape), draw(*up_shape)
         parts[name, DOWN] = draw(*down_shape)
         parts[name, UP] = torch.zeros(up_shape)
         if network.init == "pissa":
-            parts[name, DOWN], parts[name, UP] = principal_factors(name, layer, network)
+            parts[name, DOWN], parts[name, UP] = principal_factors(name, layer, own)
         for part in parts_of(network)[2:]:
-            axis = 1 if part == OUTPUT_MAGNITUDE else 0
             weight = whole(layer.weight.detach()).float()
-            parts[name, part] = torch.linalg.norm(weight, dim=axis).cpu()
+            norms = torch.linalg.vector_norm(weight, dim=axes_under(part, layer)).cpu()
+            parts[name, part] = norms.view(part_shape(part, own.rank, layer))
     return {state_name(base.denoiser_name, *key): tensor for key, tensor in sorted(parts.items())}
 
 
@@ -136,11 +155,13 @@ def load_adapter(base: Base, state: Mapping[str, Tensor], network: Network) -> A
 
 
 def _check(
-    base: Base, layers: Mapping[str, nn.Linear], network: Network, state: Mapping[str, Tensor]
+    base: Base, layers: Mapping[str, Layer], network: Network, state: Mapping[str, Tensor]
 ) -> None:
     """Raise UserError for the first tensor that is missing, foreign, or of another shape."""
     expected = {
-        state_name(base.denoiser_name, name, part): part_shape(part, network.stored_rank, layer)
+        state_name(base.denoiser_name, name, part): part_shape(
+            part, network_of(network, layer.weight.shape).stored_rank, layer
+        )
         for name, layer in layers.items()
         for part in parts_of(network)
     }
@@ -162,7 +183,7 @@ def _check(
 def bank_on(base: Base) -> AdapterBank | None:
     """The bank that is on the base's denoiser."""
     for module in base.denoiser.modules():
-        if isinstance(module, BankLinear):
+        if isinstance(module, BankLayer):
             return module.bank
     return None
 

@@ -21,13 +21,15 @@ import yaml
 from safetensors.torch import load, save
 from torch import Tensor
 
-from captioning import parse_config, sync_directory
+from captioning import parse_config, sync_directory, write_atomic
 from training.recipe import Recipe
 
 ADAPTER_FILE = "adapter.safetensors"
 STATE_FILE = "state.safetensors"
 RECIPE_FILE = "recipe.yaml"
 MANIFEST_FILE = "manifest.json"
+# In the manifest of a checkpoint whose optimiser state was deleted to save room.
+STATE_DROPPED = "state_dropped"
 FORMAT = 1
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
 _TEMPORARY = ".writing-"
@@ -41,6 +43,7 @@ class Checkpoint:
 
     step: int
     path: Path
+    has_state: bool = True  # training can go on from it
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Contents:
     step: int
     recipe: Recipe
     adapter: dict[str, Tensor]  # as adapters.adapter_state gives it: what is scored and exported
-    state: dict[str, Tensor]  # as pack.slot.Slot.optimizer_state gives it
+    state: dict[str, Tensor]  # as pack.slot.Slot.optimizer_state gives it; empty if dropped
     step_samples: int | None = None  # of every step so far; None in checkpoints that do not say
 
 
@@ -110,6 +113,26 @@ def save_checkpoint(
     return Checkpoint(step, target)
 
 
+def drop_state(checkpoint: Checkpoint) -> None:
+    """Delete the optimiser state of a checkpoint, most of its size; its adapter stays whole.
+
+    No training goes on from it any more. Does nothing the second time.
+    """
+    file = checkpoint.path / MANIFEST_FILE
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest["files"].pop(STATE_FILE, None)
+    # First the word, then the deed: a kill in between leaves a file that nobody asks for.
+    data = json.dumps({**manifest, STATE_DROPPED: True}, indent=1)
+    write_atomic(file, data.encode())
+    (checkpoint.path / STATE_FILE).unlink(missing_ok=True)
+
+
+def last_with_state(trial_dir: Path) -> Checkpoint | None:
+    """Where training goes on: the last whole checkpoint that has its state; None at the start."""
+    found = [checkpoint for checkpoint in list_checkpoints(trial_dir) if checkpoint.has_state]
+    return found[-1] if found else None
+
+
 def remove_unfinished(trial_dir: Path) -> None:
     """Delete what a killed writer left; only one process writes a trial's checkpoints."""
     for leftover in trial_dir.glob(f"{_TEMPORARY}*"):
@@ -133,11 +156,11 @@ def check_checkpoints(trial_dir: Path) -> tuple[list[Checkpoint], list[TornCheck
             continue
         step = int(matched[1])
         try:
-            _read_verified(path, step)
+            files = _read_verified(path, step)
         except (OSError, ValueError) as error:
             torn.append(TornCheckpoint(path, str(error)))
         else:
-            whole.append(Checkpoint(step, path))
+            whole.append(Checkpoint(step, path, STATE_FILE in files))
     return sorted(whole, key=lambda checkpoint: checkpoint.step), torn
 
 
@@ -156,7 +179,7 @@ def load_checkpoint(path: Path) -> Contents:
         step=step,
         recipe=parse_config(Recipe, data, source),
         adapter=load(files[ADAPTER_FILE]),
-        state=load(files[STATE_FILE]),
+        state=load(files[STATE_FILE]) if STATE_FILE in files else {},
         step_samples=samples_per_step_at(path),
     )
 
@@ -184,7 +207,8 @@ def _read_verified(path: Path, step: int) -> dict[str, bytes]:
     if not isinstance(hashes, dict):
         raise ValueError(f"{path / MANIFEST_FILE}: names no files")
     files = {}
-    for name in (ADAPTER_FILE, STATE_FILE, RECIPE_FILE):
+    kept = (ADAPTER_FILE, RECIPE_FILE)
+    for name in kept if manifest.get(STATE_DROPPED) is True else (*kept, STATE_FILE):
         data = (path / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != hashes.get(name):
             raise ValueError(f"{path / name}: its content does not match the manifest")

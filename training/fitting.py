@@ -9,7 +9,7 @@ from typing import Any
 
 from captioning import UserError, parse_config
 from training.families import FAMILIES
-from training.recipe import Recipe
+from training.recipe import CONV_PRESET, Recipe
 
 # Recipe fields that only flow models have, and such as only diffusions have.
 FLOW_FIELDS = ("timestep_shift",)
@@ -32,7 +32,7 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
     refused, reason = (
         (DIFFUSION_FIELDS, "belongs to diffusions; a flow has no signal-to-noise weighting")
         if kind.is_flow
-        else (FLOW_FIELDS, "belongs to flow models (SD3, FLUX)")
+        else (FLOW_FIELDS, "belongs to flow models (SD3, FLUX and later)")
     )
     for field in refused:
         if getattr(fitted, field) is not None:
@@ -41,6 +41,13 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
                 f"is {getattr(fitted, field)}, but {family} cannot use it: it {reason}",
                 "leave it out",
             )
+    if fitted.network.targets == CONV_PRESET and not kind.convolution_modules:
+        raise UserError(
+            f"{source}: network.targets",
+            f"is {CONV_PRESET}, but the denoiser of {family} is a transformer, whose blocks have "
+            "no convolutions",
+            "use attention+ff",
+        )
     return fitted
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from captioning import UserError
+from training.families import absolute_base
 from training.group import Group, Ledger
 from training.mailbox import Event, Mailbox, Post
 from training.worker import FAILED_FILE, SetupError, SweepJob, Worker
@@ -253,10 +254,9 @@ def _forward_events(
 
 def _with_absolute_paths(job: SweepJob) -> SweepJob:
     """Workers run in folders of their own, so relative paths would lead elsewhere there."""
-    base = Path(job.base).expanduser()
     return replace(
         job,
-        base=str(base.resolve()) if base.exists() else job.base,
+        base=absolute_base(job.base),
         dataset_path=str(Path(job.dataset_path).resolve()),
         latents_dir=str(Path(job.latents_dir).resolve()),
         score_dir=str(Path(job.score_dir).resolve()),

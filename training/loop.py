@@ -20,21 +20,21 @@ from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import Batch, draw_batch, places_of, samples_per_step, shared_out
-from training.checkpoints import Contents, remove_unfinished, save_checkpoint
+from training.batches import Batch, draw_batch, places_of, shared_out
+from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.losses import pack_losses
-from training.micro_batches import MicroBatches, is_out_of_memory, keep_split
-from training.pack.pack import Pack, last_contents, seat
+from training.micro_batches import MicroBatches, is_out_of_memory
+from training.pack.pack import Pack, seat
 from training.pack.slot import Slot, Trial
+from training.pack.waiting import Waiting
 from training.recipe import Recipe
 from training.schedule import learning_rate
 from training.sharding import is_sharded
 from training.telemetry import (
     append_row,
     begin_step,
-    drop_rows_after,
     memory_bytes,
     pack_facts,
     speed,
@@ -113,9 +113,13 @@ def train_pack(
     on_event: Callable[[Event], None] | None = None,
     on_checkpoint: Callable[[Trial, int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    seats: int | None = None,
     batch_workers: int | None = None,
 ) -> dict[str, int]:
     """Train `trials` together on one base; returns the last step done of each that did not fail.
+
+    At most `seats` of them at a time (None: all): when one leaves, the next one that waits takes
+    its place between two steps, and the others go on from the very numbers that they have.
 
     Each goes on from its last whole checkpoint and ends as if it had been trained alone, up to
     float rounding; a pack that is interrupted and goes on in the same composition ends bit for bit
@@ -135,28 +139,23 @@ def train_pack(
 
     When memory runs out, the step is done again in smaller micro-batches, once, with the same
     samples and draws; the event `out_of_memory` and a file in the trials' folders say so (see
-    `keep_split`). Raises OutOfMemory, on every rank, when that does not fit either, and ValueError
-    for trials that cannot share a pack.
+    `MicroBatches`). Raises OutOfMemory, on every rank, when that does not fit either, and
+    ValueError for trials that cannot share a pack.
     """
     # With several workers only errors that all of them meet may be survived by all of them.
     survivable = Exception if world_size == 1 else UserError
-    seats = [(trial, last_contents(base, trial)) for trial in trials]
-    done = {trial.id: min(saved.step, trial.recipe.steps) for trial, saved in seats}
-    seats = [(trial, saved) for trial, saved in seats if saved.step < trial.recipe.steps]
-    if not seats:
+    waiting = Waiting(trials, rank)
+    done = waiting.done
+    if not waiting:
         return done
-    for trial, saved in seats if rank == 0 else ():
-        trial.trial_dir.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(trial.trial_dir)
-        drop_rows_after(trial.trial_dir, saved.step)
-
-    step_samples = _step_samples(seats, batch_workers or world_size)
-    shared = shared_out(seats[0][0].recipe, step_samples, world_size)
+    step_samples = waiting.step_samples(batch_workers or world_size)
+    shared = shared_out(waiting.shared, step_samples, world_size)
+    first = waiting.next_seats(base, seats)
     precision = resolve_precision(shared, base.device, base.half)
     with _deterministic(base.device), _bare_afterwards(base):
-        pack: Pack | None = seat(base, seats, scaled=precision == "fp16")
+        pack: Pack | None = seat(base, first, scaled=precision == "fp16")
         is_told = rank != 0 or on_event is None
-        micro_batches = MicroBatches(shared, [trial.trial_dir for trial, _ in seats])
+        micro_batches = MicroBatches(shared, [trial.trial_dir for trial, _ in first])
         while pack is not None:
             started = time.perf_counter()
             begin_step(base.device)
@@ -177,9 +176,9 @@ def train_pack(
             if is_lacking:
                 micro_batches.shrink(lack or "another worker ran out of memory", pack)
                 continue
-            found = micro_batches.untold()
-            if found is not None and rank == 0:
-                kept = keep_split(pack, micro_batches.recipe, found)
+            untold = micro_batches.untold(pack)
+            if untold and rank == 0:
+                kept = micro_batches.keep(untold)
                 if on_event is not None:
                     on_event({"kind": "out_of_memory", **kept})
             for slot in slots:
@@ -245,18 +244,8 @@ def train_pack(
             if stopping:
                 break
             if gone:
-                pack = pack.without(gone)
+                pack = pack.without(gone, waiting.next_seats(base, len(gone)))
     return done
-
-
-def _step_samples(seats: Sequence[tuple[Trial, Contents]], workers: int) -> int:
-    """The samples of a step: as the trials began, else those of so many workers."""
-    found = {
-        saved.step_samples or samples_per_step(trial.recipe, workers) for trial, saved in seats
-    }
-    if len(found) != 1:
-        raise ValueError(f"trials of a pack must have the same samples per step, not {found}")
-    return found.pop()
 
 
 def _add_up_gradients(

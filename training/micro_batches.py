@@ -17,6 +17,7 @@ import torch
 
 from captioning import UserError, write_atomic
 from training.pack.pack import Pack
+from training.pack.slot import Slot
 from training.recipe import Recipe
 
 EFFECTIVE_FILE = "effective_batch.json"
@@ -45,13 +46,17 @@ class MicroBatches:
     """How the samples of a step are split, in one run of a pack."""
 
     def __init__(self, recipe: Recipe, trial_dirs: Sequence[Path]) -> None:
-        """As the recipe says, or as small as any of the trials has come down to before."""
+        """As `recipe` says, or as small as any of the trials has come down to before."""
+        self._planned_size = recipe.batch_size
         sizes = [size for size in map(_kept_size, trial_dirs) if size]
         fitting = [size for size in sizes if recipe.batch_size % size == 0]
         #: The pack's recipe, with the `batch_size` and `accumulation` that are computed with.
         self.recipe = _with_batch_size(recipe, min(fitting, default=recipe.batch_size))
         self._is_smaller = False
-        self._untold: str | None = None
+        self._found = "it did in an earlier run of a trial of the pack"
+        # Trials whose folders say already what they are computed with.
+        kept = zip(map(_kept_size, trial_dirs), trial_dirs, strict=True)
+        self._told = {folder.name for size, folder in kept if size == self.recipe.batch_size}
 
     def shrink(self, found: str, pack: Pack) -> None:
         """Halve the micro-batches, once, and make room; `found` is what was said of the lack.
@@ -70,25 +75,37 @@ class MicroBatches:
         factor = next(factor for factor in range(2, size + 1) if size % factor == 0)
         self.recipe = _with_batch_size(self.recipe, size // factor)
         self._is_smaller = True
-        self._untold = found
+        self._found = found
+        self._told.clear()
         # The cached blocks of the failed step go back, so that other sizes find room.
         gc.collect()
         if pack.base.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def untold(self) -> str | None:
-        """What was said of the lack, when a step has fitted since; once, then None."""
-        found, self._untold = self._untold, None
-        return found
+    def untold(self, pack: Pack) -> list[Slot]:
+        """Slots in smaller micro-batches than planned, whose folders do not say so yet.
 
+        Those of a pack that ran out of memory, and of trials that took a seat in it later; to be
+        asked when a step has fitted, and answered once.
+        """
+        if self.recipe.batch_size == self._planned_size:
+            return []
+        untold = [slot for slot in pack.slots if slot.trial.id not in self._told]
+        self._told.update(slot.trial.id for slot in untold)
+        return untold
 
-def keep_split(pack: Pack, split: Recipe, found: str) -> dict[str, Any]:
-    """Write down, in the trials' folders, what they are trained with from here on; returns that."""
-    content = {BATCH_SIZE: split.batch_size, ACCUMULATION: split.accumulation, "found": found}
-    for slot in pack.slots:
-        data = json.dumps({**content, "after_step": slot.step}, indent=1) + "\n"
-        write_atomic(slot.trial.trial_dir / EFFECTIVE_FILE, data.encode())
-    return {"trials": [slot.trial.id for slot in pack.slots], **content}
+    def keep(self, slots: Sequence[Slot]) -> dict[str, Any]:
+        """Write down in the trials' folders what they are trained with from here on; returns it."""
+        split = self.recipe
+        content = {
+            BATCH_SIZE: split.batch_size,
+            ACCUMULATION: split.accumulation,
+            "found": self._found,
+        }
+        for slot in slots:
+            data = json.dumps({**content, "after_step": slot.step}, indent=1) + "\n"
+            write_atomic(slot.trial.trial_dir / EFFECTIVE_FILE, data.encode())
+        return {"trials": [slot.trial.id for slot in slots], **content}
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator
+
+from training.strict import Strict
 
 SUBJECT_SLOT = "{subject}"
 # Words of framing, expression, clothing and background colour, which every base knows, and which
@@ -43,11 +45,7 @@ Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 Kind = Literal["subject", "class_word", "unrelated"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Limits(_Strict):
+class Limits(Strict):
     """The guards: a checkpoint beyond any of them cannot win while another passes.
 
     They are compared with the measure's value. None switches a guard off.
@@ -69,7 +67,7 @@ class Limits(_Strict):
     )
 
 
-class ScoringConfig(_Strict):
+class ScoringConfig(Strict):
     """How checkpoints are scored; equal configs give comparable scores."""
 
     prompts: tuple[Prompt, ...] = Field(

@@ -21,13 +21,16 @@ TRIAL_ID_HEX_DIGITS = 12
 
 
 # What `network.targets` may say.
-PRESETS = ("attention", "attention+ff")
+CONV_PRESET = "attention+ff+conv"
+PRESETS = ("attention", "attention+ff", CONV_PRESET)
 REGEX = "regex:"
 
 # Settings that the first trials did not have, with the value that leaves all as it was.
 _ADDED_LATER = (
     ("network", "rank_stabilised", False),
     ("network", "init", "default"),
+    ("network", "conv_rank", None),
+    ("network", "conv_alpha", None),
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
@@ -72,9 +75,25 @@ class Network(Strict):
     targets: str = Field(
         "attention",
         description="attention: q, k, v and output projections of all attention layers. "
-        "attention+ff: also the linear layers of the feed-forward blocks. regex:PATTERN: all "
-        "linear layers in whose name, such as "
+        "attention+ff: also the linear layers of the feed-forward blocks. attention+ff+conv "
+        "(UNets): also the layers before and after every transformer, and in residual blocks and "
+        "samplers the convolutions and time projections, which are the layers of kohya's LoCon. "
+        "regex:PATTERN: all linear and convolution layers in whose name, such as "
         "mid_block.attentions.0.transformer_blocks.0.attn1.to_q, PATTERN is found.",
+    )
+    conv_rank: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        strict=True,
+        description="The rank on convolutions of more than one cell (3 × 3), LoCon's conv_dim. "
+        "None: rank.",
+    )
+    conv_alpha: float | None = Field(
+        None,
+        gt=0,
+        description="The alpha on these convolutions. None: alpha, and where that is not said "
+        "either, conv_rank.",
     )
 
     @field_validator("targets")
@@ -88,6 +107,23 @@ class Network(Strict):
         elif targets not in PRESETS:
             raise ValueError(f"{targets!r} is not one of {', '.join(PRESETS)}, {REGEX}PATTERN")
         return targets
+
+    @model_validator(mode="after")
+    def _conv_settings_have_layers(self) -> Network:
+        if self.targets in PRESETS and self.targets != CONV_PRESET:
+            for field in ("conv_rank", "conv_alpha"):
+                if getattr(self, field) is not None:
+                    raise ValueError(
+                        f"{field} is of convolutions, and targets {self.targets} has none: leave "
+                        f"it out, or set targets to {CONV_PRESET}"
+                    )
+        return self
+
+    def of_kernels(self) -> Network:
+        """The same with the rank and alpha of convolutions of more than one cell."""
+        rank = self.rank if self.conv_rank is None else self.conv_rank
+        alpha = self.alpha if self.conv_alpha is None else self.conv_alpha
+        return self.model_copy(update={"rank": rank, "alpha": alpha})
 
     @property
     def target_pattern(self) -> re.Pattern[str] | None:
@@ -147,7 +183,7 @@ class Recipe(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Of the forward and backward pass; adapter weights and optimiser stay fp32. "
-        "auto: fp16 on CUDA (bf16 for SD3 and FLUX, which overflow fp16), fp32 on CPU.",
+        "auto: fp16 on CUDA (bf16 for flow models, which overflow fp16), fp32 on CPU.",
     )
     resolution: int | None = Field(
         None,
@@ -160,13 +196,13 @@ class Recipe(Strict):
         5.0,
         gt=0,
         description="Min-SNR loss weighting (Hang et al. 2023, whose best gamma is 5). "
-        "None: every timestep weighs the same, as with flows (SD3, FLUX) always.",
+        "None: every timestep weighs the same, as with flows (SD3, FLUX, Z-Image) always.",
     )
     timestep_sampling: Literal["uniform", "logit_normal"] | None = Field(
         None,
         description="How often each noise level is trained. logit_normal: the middle ones more "
         "often (Esser et al. 2024). None: the family's own, uniform for SD and SDXL, logit_normal "
-        "for SD3 and FLUX.",
+        "for flows.",
     )
     timestep_shift: float | None = Field(
         None,
@@ -275,6 +311,10 @@ class Recipe(Strict):
             del data["network"]["dora_axis"]
         if self.tag_orders == 1:
             del data["kept_tags"]
+        linear, kernels = self.network, self.network.of_kernels()
+        rank, alpha = kernels.rank, kernels.effective_alpha
+        data["network"]["conv_rank"] = None if rank == linear.rank else rank
+        data["network"]["conv_alpha"] = None if alpha == linear.effective_alpha else alpha
         # Left as they are these change nothing, and older trials keep their names.
         for part, key, usual in _ADDED_LATER:
             place = data[part] if part else data

@@ -22,17 +22,25 @@ from captioning import DatasetVersion, UserError, load_dataset, write_atomic
 from training.adapters import detach, load_adapter
 from training.batches import samples_per_step
 from training.captions import CaptionPlan
-from training.checkpoints import Checkpoint, begun_with, list_checkpoints, load_checkpoint
+from training.checkpoints import (
+    Checkpoint,
+    begun_with,
+    last_with_state,
+    list_checkpoints,
+    load_checkpoint,
+)
 from training.families import Base, family_of, load_base
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
 from training.lockstep import in_step
 from training.loop import base_dtype, train_pack
 from training.mailbox import Event
+from training.pack.pack import shared_by_a_pack
 from training.pack.plan import MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
 from training.prompts import ScoringConfig
 from training.recipe import Recipe
+from training.retention import drop_other_states
 from training.sharding import load_sharded, worker_mesh
 
 FAILED_FILE = "failed.json"
@@ -63,6 +71,7 @@ class SweepJob:
     score_dir: str  # the bare base's images and scores, shared by the trials
     max_slots: int = MAX_SLOTS  # trials that are trained together at most
     gradient_checkpointing: bool = False  # activations are computed again, not kept
+    keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint
     strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
     batch_workers: int | None = None  # that batch_size is written for; None: those of the group
     offload_base: bool = False  # with fsdp: the shares lie in the host's memory
@@ -105,6 +114,7 @@ class Worker:
         self._dataset: DatasetVersion | None = None
         self._embedder: Any = None
         self._base_scores: Any = None
+        self._finished: set[str] = set()  # trials that were told to be
 
     def run(self) -> SetupError | None:
         """Train and score every trial that is not done; returns what kept all from starting."""
@@ -114,22 +124,27 @@ class Worker:
             problem = self._on_rank_0(first, lambda: self._set_up(self._score_bare_base))
         if problem is not None:
             return problem
-        for pack in self.group.rank_0_says(self._packs):
-            if not self._run_pack(pack):
+        for specs, seats in self.group.rank_0_says(self._packs):
+            if not self._run_pack(specs, seats):
                 return None
         return None
 
-    def _packs(self) -> list[list[TrialSpec]]:
-        """The trials of every pack; those that began with other samples per step stand apart."""
-        trials = self.job.trials
+    def _packs(self) -> list[tuple[list[TrialSpec], int]]:
+        """Trials that can share a pack, and its seats: as many as the largest planned pack has.
+
+        Whoever leaves early gives its seat to the next. Trials that began with other samples per
+        step stand apart.
+        """
         workers = self.job.batch_workers or self.group.world_size
-        packs: list[list[TrialSpec]] = []
-        for pack in plan_packs([spec.recipe for spec in trials], self.job.max_slots):
-            alike: dict[int, list[TrialSpec]] = {}
-            for spec in (trials[index] for index in pack):
-                samples = begun_with(spec.trial_dir) or samples_per_step(spec.recipe, workers)
-                alike.setdefault(samples, []).append(spec)
-            packs += alike.values()
+        alike: dict[tuple[object, ...], list[TrialSpec]] = {}
+        for spec in self.job.trials:
+            samples = begun_with(spec.trial_dir) or samples_per_step(spec.recipe, workers)
+            alike.setdefault((*shared_by_a_pack(spec.recipe), samples), []).append(spec)
+        packs = []
+        for specs in alike.values():
+            planned = plan_packs([spec.recipe for spec in specs], self.job.max_slots)
+            in_order = [specs[index] for pack in planned for index in pack]
+            packs.append((in_order, max(len(pack) for pack in planned)))
         return packs
 
     def _set_up(self, act: Callable[[], None]) -> SetupError | None:
@@ -161,21 +176,21 @@ class Worker:
             return self.group.rank_0_says(act)
         return in_step(self.group, self._base_for(recipe), act)
 
-    def _run_pack(self, planned: Sequence[TrialSpec]) -> bool:
-        """Train and score the trials together; False when the driver asked to stop.
+    def _run_pack(self, planned: Sequence[TrialSpec], seats: int) -> bool:
+        """Train and score the trials, `seats` at a time; False when the driver asked to stop.
 
         A pack that keeps killing its worker, or fails as a whole, is tried again in halves: most
         often it was too large, and at last the trial that it fails for stands alone.
         """
         specs, too_deadly = self.group.rank_0_says(lambda: self._admit(planned))
         if too_deadly:
-            return self._run_halves(planned)
+            return self._run_halves(planned, seats)
         if not specs:
             return True
         # With several workers only errors that all of them meet may be caught by all of them.
         survivable = Exception if self.group.world_size == 1 else UserError
         try:
-            return self._train_and_score(specs)
+            return self._train_and_score(specs, seats)
         except survivable as error:
             if self._mesh is not None:
                 self._base = None  # a pass that broke off leaves blocks gathered
@@ -184,11 +199,11 @@ class Worker:
                 return True
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._run_halves(planned)
+        return self._run_halves(planned, seats)
 
-    def _run_halves(self, planned: Sequence[TrialSpec]) -> bool:
-        middle = len(planned) // 2
-        return self._run_pack(planned[:middle]) and self._run_pack(planned[middle:])
+    def _run_halves(self, planned: Sequence[TrialSpec], seats: int) -> bool:
+        middle, fewer = len(planned) // 2, (seats + 1) // 2
+        return all(self._run_pack(half, fewer) for half in (planned[:middle], planned[middle:]))
 
     def _admit(self, planned: Sequence[TrialSpec]) -> tuple[list[TrialSpec], bool]:
         """Rank 0: the trials that have not failed, and whether they must be tried in halves."""
@@ -205,8 +220,8 @@ class Worker:
         self._enter(phase)
         return specs, False
 
-    def _train_and_score(self, specs: Sequence[TrialSpec]) -> bool:
-        """Of trials that share a pack; False when the driver asked to stop."""
+    def _train_and_score(self, specs: Sequence[TrialSpec], seats: int) -> bool:
+        """Of trials that share packs of `seats`; False when the driver asked to stop."""
         trials = {s.trial: Trial(s.trial_dir, s.recipe, self._cache_for(s.recipe)) for s in specs}
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base_for(specs[0].recipe)
@@ -214,16 +229,9 @@ class Worker:
         # Before the first gradient is exchanged, since loading may take one worker much longer.
         self.group.wait_for_all()
         for spec in specs:
-            known = [checkpoint.step for checkpoint in list_checkpoints(spec.trial_dir)]
-            steps = spec.recipe.steps
-            self._send(
-                {
-                    "kind": "trial",
-                    "trial": spec.trial,
-                    "step": max(known, default=0),
-                    "steps": steps,
-                }
-            )
+            last = last_with_state(spec.trial_dir)
+            known = {"step": last.step if last else 0, "steps": spec.recipe.steps}
+            self._send({"kind": "trial", "trial": spec.trial, **known})
         done = train_pack(
             base,
             list(trials.values()),
@@ -233,6 +241,7 @@ class Worker:
             on_checkpoint=lambda t, step, path: self._after_checkpoint(by_trial[t.id], step, path),
             on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
             stop=self.stopped,
+            seats=seats,
             batch_workers=self.job.batch_workers,
         )
         for spec in specs:
@@ -241,12 +250,30 @@ class Worker:
             if done[spec.trial] < spec.recipe.steps or not self._score_the_rest(spec):
                 self._send({"kind": "stopped", "trial": spec.trial})
                 return False
-            self._send({"kind": "finished", "trial": spec.trial, "step": done[spec.trial]})
+            self._finish(spec)
         return True
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
         self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
         self._raise_together(spec, lambda: self._score(spec, Checkpoint(step, path)))
+        # Now, and not when the last of those that take its seat is done.
+        if step >= spec.recipe.steps and self._all_scored(spec):
+            self._finish(spec)
+        if self.group.rank == 0 and not self.job.keep_all_states:
+            drop_other_states(spec.trial_dir)
+
+    def _all_scored(self, spec: TrialSpec) -> bool:
+        if self.job.scoring is None or self.group.rank != 0:
+            return True
+        from training.scoring import existing_score
+
+        checkpoints = list_checkpoints(spec.trial_dir)
+        return all(existing_score(one.path, self._base_scores) is not None for one in checkpoints)
+
+    def _finish(self, spec: TrialSpec) -> None:
+        if spec.trial not in self._finished:
+            self._finished.add(spec.trial)
+            self._send({"kind": "finished", "trial": spec.trial, "step": spec.recipe.steps})
 
     def _score_the_rest(self, spec: TrialSpec) -> bool:
         """Score checkpoints that a killed worker left unscored; False when asked to stop."""
@@ -339,7 +366,9 @@ class Worker:
 
     def _base_for(self, recipe: Recipe) -> Base:
         """The base in the recipe's precision; one is in memory at a time."""
-        dtype = base_dtype(recipe, self.device, family_of(self.job.base).half)
+        # Asking for the family may ask the hub: once is enough.
+        half = self._base.half if self._base is not None else family_of(self.job.base).half
+        dtype = base_dtype(recipe, self.device, half)
         if self._base is None or self._base.dtype != dtype:
             self._base = None
             if self._mesh is None:

@@ -30,6 +30,8 @@ MAX_NEW_TOKENS = 75  # BLIP's long captions stay below; SD's text encoder reads 
 class Captioner:
     """A captioner loaded from a folder or a hub id, safetensors only."""
 
+    shrink = None  # the families differ in what they do first
+
     def __init__(
         self,
         path_or_id: Path | str,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from captioning.observers.shrink import Shrink
 from captioning.observers.weights import (
     loading,
     model_name,
@@ -36,6 +37,7 @@ class Embedder:
                 source, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
             require_all_weights(info)
+        self.shrink = _shrink(self._processor.image_processor)
         self._text_tokens = model.config.text_config.max_position_embeddings
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = model.eval().to(self._device)
@@ -88,3 +90,13 @@ class Embedder:
         found = torch.cat(rows).float()  # (N, D)
         unit: np.ndarray = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
         return unit
+
+
+def _shrink(processor: Any) -> Shrink | None:
+    """What CLIP's processor does first; None when this model's does something else."""
+    side = dict(processor.size or {})
+    if not processor.do_resize or processor.resample != Image.Resampling.BICUBIC:
+        return None
+    if {name for name, px in side.items() if px} != {"shortest_edge"}:
+        return None
+    return Shrink(int(side["shortest_edge"]), on_white_square=False)

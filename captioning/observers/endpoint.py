@@ -33,6 +33,8 @@ class BusyError(RuntimeError):
 class Endpoint:
     """See `EndpointConfig`; `id` and `revision` name it in observations."""
 
+    shrink = None
+
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         key = os.environ.get(config.key_variable)

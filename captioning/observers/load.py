@@ -17,6 +17,7 @@ from captioning.observer_config import (
     ObserverConfig,
     TaggerConfig,
 )
+from captioning.observers.shrink import Shrink
 from captioning.observers.tagger import require_tagger
 from captioning.observers.weights import REVISION_DIGITS, identify_model, model_name
 from captioning.store import content_hash
@@ -27,6 +28,11 @@ class Observer(Protocol):
 
     id: str
     revision: str
+
+    @property
+    def shrink(self) -> Shrink | None:
+        """What it does to every picture first, if it shrinks it; None: it looks at all of it."""
+        ...
 
     def observe(self, pictures: list[Image]) -> list[Any]:
         """An answer, or the exception that it cost, for each upright RGB picture."""

@@ -29,6 +29,7 @@ class SubjectFinder:
 
     id = "subject"
     revision = REVISION
+    shrink = None
 
     def observe(self, pictures: list[Image.Image]) -> list[tuple[Box, ...]]:
         """One box, or none for a blank picture, for each upright RGB picture."""

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from captioning.errors import UserError
+from captioning.observers.shrink import Shrink
 from captioning.observers.weights import REVISION_DIGITS
 from captioning.store import content_hash
 
@@ -66,6 +67,7 @@ class Tagger:
         self._tags = _read_tags(folder / TAGS_FILE)
         self._input = self._session.get_inputs()[0]
         self._batch, self.size_px = _batch_and_size(folder, self._input.shape)
+        self.shrink = Shrink(self.size_px, on_white_square=True)
         classes = self._session.get_outputs()[0].shape[-1]
         if isinstance(classes, int) and classes != len(self._tags):
             raise UserError(
@@ -78,7 +80,7 @@ class Tagger:
 
     def observe(self, pictures: list[Image.Image]) -> list[Tags]:
         """All tags with a score from 0.05 up, for each RGB picture."""
-        inputs = np.stack([_prepare(picture, self.size_px) for picture in pictures])  # (N, S, S, 3)
+        inputs = np.stack([_prepare(self.shrink(picture)) for picture in pictures])  # (N, S, S, 3)
         step = self._batch or len(inputs)
         scores = [self._run(inputs[start : start + step]) for start in range(0, len(inputs), step)]
         return [self._named(row) for row in np.concatenate(scores)]
@@ -140,10 +142,6 @@ def _spaced(name: str) -> str:
     return name if name in KAOMOJI else name.replace("_", " ")
 
 
-def _prepare(picture: Image.Image, size_px: int) -> np.ndarray:
-    """White square, resized: float32 (S, S, 3), BGR, 0 to 255."""
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), (255, 255, 255))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    resized = square.resize((size_px, size_px), Image.Resampling.BICUBIC)
-    return np.asarray(resized, np.float32)[:, :, ::-1]
+def _prepare(square: Image.Image) -> np.ndarray:
+    """float32 (S, S, 3), BGR, 0 to 255."""
+    return np.asarray(square, np.float32)[:, :, ::-1]

@@ -277,7 +277,8 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
         )
     # Of a DoRA in kohya's naming diffusers leaves the magnitudes out, or reads nothing.
     loadable = peft or (kohya if winner is None or winner.method == "lora" else None)
-    if loadable is not None:
+    # A single-file checkpoint is opened by its family's own pipeline, which a page cannot know.
+    if loadable is not None and ".safetensors" not in character.base:
         path = PurePosixPath(loadable.name)
         lines = [
             "from diffusers import DiffusionPipeline",

@@ -2,10 +2,14 @@
 
     python tests/benchmarks/observing.py [pictures] [side in px] [--profile]
 
-The same starter models in all three. (a) is a plain loop that decodes each picture and asks the
-three one after the other; (b) is three batched loops, each of which decodes every picture itself.
+The same starter models in all. (a) is a plain loop that decodes each picture and hands it to the
+three one after the other; (a') the same loop, written by somebody who knows that tagger and CLIP
+look at 64 px and shrinks the picture once for both, as the served run does; (b) is three batched
+loops, each of which decodes every picture itself. Their models have a thread for each core, which
+is torch's own default; as small models lose by that, (a) and (a') run with one thread as well.
 Served figures leave out the start of Serve, as those of the loops leave out loading the models.
-With --profile the client's own functions are listed by the time spent in them.
+With --profile the client's own functions are listed by the time spent in them, and the CPU time
+that each kind of process took for a picture.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import pstats
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from captioning import (
@@ -34,6 +40,7 @@ from captioning import (
 )
 from captioning.observers.embedder import Embedder
 from captioning.observers.quality import QualityMeter
+from captioning.observers.shrink import Shrink
 from captioning.observers.tagger import Tagger
 from services.engine import running_ray
 from services.settings import Home, Settings
@@ -74,6 +81,22 @@ def loop(contents: list[bytes], observers: list, batch: int, decode_each: bool) 
     return seconds
 
 
+def loop_shrinking_once(contents: list[bytes], observers: list) -> list[float]:
+    """Seconds for each picture of a loop that shrinks it itself, once for all that shrink alike."""
+    seconds = []
+    for data in contents:
+        began = time.perf_counter()
+        picture = upright_rgb(data)
+        made: dict[Shrink | None, Image.Image] = {None: picture}
+        for observer in observers:
+            how = observer.shrink.on(picture) if observer.shrink else None
+            if how not in made:
+                made[how] = how(picture)
+            observer.observe([made[how]])
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
 def print_parts(contents: list[bytes]) -> None:
     """What each part costs a picture on one core, alone and in a batch: what the cores can give."""
     observers = [Tagger(STARTER_TAGGER, 1), Embedder(STARTER_CLIP, 1), QualityMeter()]
@@ -88,6 +111,30 @@ def print_parts(contents: list[bytes]) -> None:
             each = (time.perf_counter() - began) * 1000 / len(decoded)
             parts.append(f"{kind} {each:.1f} (batch {batch})")
     print(f"ms per picture on one core: {', '.join(parts)}\n")
+
+
+def cpu_seconds() -> Counter[str]:
+    """CPU seconds so far of this process and all below it, by kind of process."""
+    taken: Counter[str] = Counter()
+    here = psutil.Process()
+    for process in [here, *here.children(recursive=True)]:
+        try:
+            name = "client" if process == here else (process.cmdline() or [process.name()])[0]
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        kind = next((f"{kind} replicas" for kind in KINDS if f"lorafarm-{kind}" in name), name)
+        taken[kind.removeprefix("ray::").split("/")[-1]] += times.user + times.system
+    return taken
+
+
+def print_cpu(before: Counter[str], after: Counter[str], count: int, seconds: float) -> None:
+    """Milliseconds of CPU for a picture, the process that took most first."""
+    taken = after - before
+    parts = [f"{kind} {took * 1000 / count:.1f}" for kind, took in taken.most_common(8)]
+    total = sum(taken.values())
+    print(f"CPU ms per picture: {', '.join(parts)}; all {total * 1000 / count:.1f}")
+    print(f"{total / seconds:.2f} of {CORES} cores were busy with it\n")
 
 
 def served(
@@ -114,6 +161,7 @@ def served(
         profiler = cProfile.Profile()
         if profile:
             profiler.enable()
+        cpu = cpu_seconds()
         began = time.perf_counter()
         count = 0
         for seen in client.ask(requests()):
@@ -124,6 +172,7 @@ def served(
         profiler.disable()
         if profile:
             pstats.Stats(profiler).sort_stats("tottime").print_stats(12)
+            print_cpu(cpu, cpu_seconds(), count // len(KINDS), seconds)
         assert count == len(KINDS) * len(contents)
         waits = [(last[sha256] - asked[sha256]) * 1000 for sha256, _ in named]
         return seconds, waits, client.decoded - before
@@ -145,16 +194,29 @@ def main() -> None:
     print(f"{count} JPEGs of {side} px, {CORES} cores, load {os.getloadavg()[0]:.1f}\n")
     print_parts(contents[:32])
     print("| | pictures/s | × (a) | p50 ms | p95 ms | decodes |\n|---|---|---|---|---|---|")
-    observers = [Tagger(STARTER_TAGGER, CORES), Embedder(STARTER_CLIP, CORES), QualityMeter()]
-    loop(contents[:8], observers, 8, decode_each=False)  # warm
-    alone = loop(contents, observers, 1, decode_each=False)
-    base = count / sum(alone)
-    row(
-        "(a) loop, one picture at a time", count, sum(alone), [s * 1000 for s in alone], count, base
-    )
-    scripts = loop(contents, observers, LOOP_BATCH, decode_each=True)
-    waits = [s * 1000 for s in scripts]
-    row(f"(b) three scripts, batch {LOOP_BATCH}", count, sum(scripts), waits, 3 * count, base)
+    base = 0.0
+    for threads in (CORES, 1):
+        observers = [Tagger(STARTER_TAGGER, threads), Embedder(STARTER_CLIP, threads)]
+        observers += [QualityMeter()]
+        loop(contents[:8], observers, 8, decode_each=False)  # warm
+        alone = loop(contents, observers, 1, decode_each=False)
+        shrunk = loop_shrinking_once(contents, observers)
+        base = base or count / sum(alone)
+        for name, taken in (("(a) loop", alone), ("(a') loop, shrinking once", shrunk)):
+            waits = [s * 1000 for s in taken]
+            row(
+                f"{name}, {threads} thread{'s' * (threads > 1)}",
+                count,
+                sum(taken),
+                waits,
+                count,
+                base,
+            )
+        if threads == CORES:
+            scripts = loop(contents, observers, LOOP_BATCH, decode_each=True)
+            waits = [s * 1000 for s in scripts]
+            name = f"(b) three scripts, batch {LOOP_BATCH}"
+            row(name, count, sum(scripts), waits, 3 * count, base)
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder), Settings(cpus_per_worker=CORES))
         with running_ray(home):

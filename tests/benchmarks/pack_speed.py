@@ -1,12 +1,13 @@
 """Times packs of K adapters against the plain diffusers + PEFT loop, in one process, interleaved.
 
 usage: PYTHONPATH=. python tests/benchmarks/pack_speed.py [--rounds 15] [--latents 8 16]
-           [--slots 1 2 4 8] [--rank 16] [--threads 2] [--device cpu]
+           [--slots 1 2 4 8] [--rank 16] [--threads 2] [--device cpu] [--targets attention]
 
 The UNet has SDXL's structure with random weights: channels 32, 64, 128 and 1, 2, 4 transformer
 layers. Batch 1 per adapter, fp32; a step is forward, backward, clipping and AdamW. The variants
 take turns, each once in a round, and a ratio is the median of the rounds' ratios: what else the
 machine does hits all of them. Before anything is timed, a pack of one must have PEFT's gradients.
+`--targets attention+ff+conv` adapts the convolutions too, in both.
 """
 
 from __future__ import annotations
@@ -24,15 +25,21 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
 
-from training.adapters import ATTENTION_MODULES, attach_pack, initial_adapter
+from training.adapters import attach_pack, initial_adapter, target_layers
 from training.checkpoints import Contents
+from training.families.stable_diffusion import (
+    UNET_ATTENTION,
+    UNET_CONVOLUTIONS,
+    UNET_FEED_FORWARD,
+)
 from training.pack.slot import Slot, Trial
-from training.recipe import Recipe
+from training.recipe import PRESETS, Network, Recipe
 
 TEXT_WIDTH, TOKENS, POOLED_WIDTH, TIME_WIDTH, TIME_IDS = 64, 77, 32, 8, 6
 LR, CLIP_NORM = 1e-4, 1.0
 GRADIENT_TOLERANCE = 1e-5
 MIXED_RANKS = (2, 4, 8, 16)
+METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA"}
 WARMUP_ROUNDS = 2
 Step = Callable[[], None]
 
@@ -83,12 +90,33 @@ def losses(unet: Any, side: int, count: int, device: torch.device) -> Callable[[
     return compute
 
 
-def peft_step(side: int, rank: int, dora: bool, device: torch.device) -> tuple[Step, Any]:
+def random_base(side: int, device: torch.device) -> Any:
+    """The UNet with what `training.adapters` asks of a base."""
+    return SimpleNamespace(
+        denoiser=build_unet(side, device),
+        denoiser_name="unet",
+        id="random",
+        device=device,
+        attention_modules=UNET_ATTENTION,
+        feed_forward_modules=UNET_FEED_FORWARD,
+        convolution_modules=UNET_CONVOLUTIONS,
+    )
+
+
+def peft_step(side: int, network: dict[str, Any], device: torch.device) -> tuple[Step, Any]:
     """What diffusers' LoRA scripts do in a step, and the UNet."""
-    unet = build_unet(side, device)
+    base = random_base(side, device)
+    config, unet = Network.model_validate(network), base.denoiser
+    layers = list(target_layers(base, config))
     torch.manual_seed(0)
-    targets = list(ATTENTION_MODULES)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, use_dora=dora))
+    unet.add_adapter(
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.rank,
+            target_modules=layers,
+            use_dora=config.method == "dora",
+        )
+    )
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LR)
     compute = losses(unet, side, 1, device)
@@ -104,7 +132,7 @@ def peft_step(side: int, rank: int, dora: bool, device: torch.device) -> tuple[S
 
 def pack_step(side: int, networks: list[dict[str, Any]], device: torch.device) -> tuple[Step, Any]:
     """A step of `training.loop` with one sample per slot, and the bank."""
-    base: Any = SimpleNamespace(unet=build_unet(side, device), id="random", device=device)
+    base = random_base(side, device)
     recipes = [
         Recipe.model_validate({"network": network, "optimizer": {"lr": LR}}) for network in networks
     ]
@@ -130,12 +158,12 @@ def pack_step(side: int, networks: list[dict[str, Any]], device: torch.device) -
     return step, bank
 
 
-def check_gradients(side: int, rank: int, device: torch.device) -> None:
+def check_gradients(side: int, usual: dict[str, Any], device: torch.device) -> None:
     """Raise SystemExit unless the first gradients of packs of one are PEFT's."""
-    for network in ({"rank": rank}, {"rank": rank, "method": "dora", "dora_axis": "output"}):
-        _, unet = peft_step(side, rank, "method" in network, device)
+    for network in (usual, {**usual, "method": "dora", "dora_axis": "output"}):
+        _, unet = peft_step(side, network, device)
         losses(unet, side, 1, device)().mean().backward()
-        base: Any = SimpleNamespace(unet=build_unet(side, device), id="random", device=device)
+        base = random_base(side, device)
         recipe = Recipe.model_validate({"network": network})
         bank = attach_pack(base, [(recipe.network, initial_adapter(base, recipe.network, 0))])
         losses(base.denoiser, side, 1, device)().sum().backward()
@@ -202,28 +230,35 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--targets", choices=PRESETS, default="attention")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     print(f"torch {torch.__version__}, {options.device}, {options.threads} threads, rank "
-          f"{options.rank}, {options.rounds} rounds")  # fmt: skip
+          f"{options.rank}, {options.targets}, {options.rounds} rounds")  # fmt: skip
+    usual = {"rank": options.rank, "targets": options.targets}
     for side in options.latents:
         if device.type == "cpu":
-            check_gradients(side, options.rank, device)
+            check_gradients(side, usual, device)
         steps: dict[str, Step] = {}
-        for name, dora in (("LoRA", False), ("DoRA", True)):
-            steps[f"PEFT {name}"], _ = peft_step(side, options.rank, dora, device)
+        for method in ("lora", "dora"):
+            name = f"PEFT {METHOD_NAMES[method]}"
+            steps[name], _ = peft_step(side, {**usual, "method": method}, device)
         uniform: dict[str, dict[str, Any]] = {
-            "LoRA": {"rank": options.rank},
-            "DoRA input": {"rank": options.rank, "method": "dora", "dora_axis": "input"},
-            "DoRA output": {"rank": options.rank, "method": "dora", "dora_axis": "output"},
+            "LoRA": usual,
+            "DoRA input": {**usual, "method": "dora", "dora_axis": "input"},
+            "DoRA output": {**usual, "method": "dora", "dora_axis": "output"},
         }
         for name, network in uniform.items():
             for count in options.slots:
                 steps[f"{name} K={count}"], _ = pack_step(side, [network] * count, device)
         most = max(options.slots)
         mixed = [
-            {"rank": MIXED_RANKS[k % len(MIXED_RANKS)], "method": ("lora", "dora")[k // 4 % 2]}
+            {
+                **usual,
+                "rank": MIXED_RANKS[k % len(MIXED_RANKS)],
+                "method": ("lora", "dora")[k // 4 % 2],
+            }
             for k in range(most)
         ]
         steps[f"mixed K={most}"], _ = pack_step(side, mixed, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import minio
 import urllib3
 
 START_S = 60.0  # it takes about four on two idle cores
+STARTS = 3  # another server may take a port between its being found free and being listened at
 BUCKET = "farm"
 KEYS = {"AWS_ACCESS_KEY_ID": "farmkey", "AWS_SECRET_ACCESS_KEY": "farm-secret-value"}
 READER = {"AWS_ACCESS_KEY_ID": "readkey", "AWS_SECRET_ACCESS_KEY": "read-secret-value"}
@@ -31,7 +33,34 @@ def seaweed(folder: Path) -> Iterator[str]:
         ]
     }
     (folder / "s3.json").write_text(json.dumps(identities))
-    ports = _free_ports(4)
+    server, place = _start(folder)
+    try:
+        yield f"http://{place}"
+    finally:
+        server.kill()  # asked politely it takes 17 seconds, and nothing here is kept
+        server.wait()
+
+
+def _start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A server that answers, and its host and port."""
+    for left in reversed(range(STARTS)):
+        ports = _free_ports(4)
+        place = f"127.0.0.1:{ports[3]}"
+        server = _serve(folder, ports)
+        try:
+            _make_bucket(place, server, folder / "log")
+            return server, place
+        except BaseException as error:
+            died = server.poll() is not None
+            server.kill()
+            server.wait()
+            if not (isinstance(error, RuntimeError) and died and left):
+                raise
+            print(f"SeaweedFS did not start, taking other ports: {error}", file=sys.stderr)
+    raise AssertionError("a server is either given or its error raised")
+
+
+def _serve(folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
     command = [
         str(Path(sys.executable).with_name("weed")),
         "server",
@@ -49,13 +78,7 @@ def seaweed(folder: Path) -> Iterator[str]:
         "-volume.max=0",  # as many volumes as the disk has room for
     ]
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    try:
-        _make_bucket(f"127.0.0.1:{ports[3]}", server, folder / "log")
-        yield f"http://127.0.0.1:{ports[3]}"
-    finally:
-        server.kill()  # asked politely it takes 17 seconds, and nothing here is kept
-        server.wait()
+        return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
 
 
 def _identity(name: str, keys: dict[str, str], actions: list[str]) -> dict[str, object]:
@@ -89,9 +112,11 @@ def _make_bucket(place: str, server: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below 50000, because SeaweedFS listens for gRPC 10000 above each."""
+    """Ports from 20000 to 22767: SeaweedFS listens for gRPC 10000 above each, and both stay clear of
+    Ray's workers (to 19999) and of the ports that Linux gives to outgoing connections (from 32768).
+    """
     found: list[int] = []
-    for port in range(20_000 + time.time_ns() % 20_000, 50_000):
+    for port in random.SystemRandom().sample(range(20_000, 22_768), 200):
         with socket.socket() as one, socket.socket() as other:
             try:
                 one.bind(("127.0.0.1", port))

@@ -112,6 +112,33 @@ def test_the_true_size_of_a_large_picture_is_given_in_px(enlarged: int):
     assert effective_px(grey(drawing(enlarged))) is None
 
 
+@pytest.mark.parametrize("size", [(1024, 1024), (640, 1100), (4096, 2048)])
+@pytest.mark.parametrize("share", [0.25, 0.375, 0.5])
+def test_a_wave_needs_the_side_that_its_period_fits_into(size: tuple[int, int], share: float):
+    width, height = size
+    short = min(width, height)
+    # Of the 1024 px of a larger picture's reference, or of its own short side when that is less.
+    side = round(share * min(short, 1024))
+    for along, length in ((0, height), (1, width)):
+        # Half a period to a pixel of the small picture at the most; these have a bit less and more.
+        for finer in (0.98, 1.02):
+            halves = round(finer * side / short * length)
+            wave = 128 + 60 * np.cos(np.pi * halves * (np.arange(length) + 0.5) / length)
+            pixels = np.broadcast_to(wave[:, None] if along == 0 else wave, (height, width))
+            seen = effective_px(Pillow.fromarray(pixels.round().astype(np.uint8)))
+            assert seen == side if finer < 1 else seen is None or seen > side
+
+
+def test_sharpness_is_that_of_the_box_in_the_resized_picture():
+    picture = grey(drawing(512)).resize((700, 933), Pillow.Resampling.LANCZOS)
+    resized = np.asarray(picture.resize((512, 682), Pillow.Resampling.BICUBIC), np.float64)
+    around = resized[:-2, 1:-1] + resized[2:, 1:-1] + resized[1:-1, :-2] + resized[1:-1, 2:]
+    laplacian = around - 4 * resized[1:-1, 1:-1]  # (680, 510)
+    box = Box(label="half", score=1, left=0.1, top=0.25, width=0.5, height=0.5)
+    assert sharpness(picture, box) == pytest.approx(laplacian[170:510, 51:306].var(), rel=1e-4)
+    assert sharpness(picture, WHOLE) == pytest.approx(laplacian.var(), rel=1e-4)
+
+
 def test_exposure():
     half = Pillow.new("RGB", (100, 100), "black")
     half.paste("white", (0, 0, 100, 25))

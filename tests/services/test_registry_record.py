@@ -277,6 +277,9 @@ def test_no_folder_of_the_person_reaches_the_run(open_registry, trial, tmp_path:
         ("/home/a/models/sd", "sd"),
         ("C:\\models\\sd", "sd"),
         ("stabilityai/sd-turbo", "stabilityai/sd-turbo"),
+        ("/home/a/xl.safetensors", "xl.safetensors"),
+        ("/home/a/xl.safetensors@/home/a/sdxl", "xl.safetensors@sdxl"),
+        ("/home/a/xl.safetensors@owner/sdxl", "xl.safetensors@owner/sdxl"),
         ("0.0001", "0.0001"),
     ],
 )

@@ -191,6 +191,13 @@ def test_dora_without_a_diffusers_file_gets_no_diffusers_snippet(tmp_path: Path)
     )
 
 
+def test_a_single_file_base_gets_no_snippet_that_could_not_open_it(tmp_path: Path) -> None:
+    whole = examples.character()
+    assert "load_lora_weights" in build(examples.report(whole), tmp_path)[1].text
+    single = replace(whole, base="/models/illustrious.safetensors")
+    assert "load_lora_weights" not in build(examples.report(single), tmp_path)[1].text
+
+
 def test_shifted_columns_and_an_unknown_winner_are_refused() -> None:
     whole = examples.character()
     with pytest.raises(ValueError, match="2 pictures for 1 prompts"):

@@ -131,7 +131,8 @@ def as_comfyui_does(weight: np.ndarray, change: np.ndarray, dora_scale: np.ndarr
     assert dora_scale.shape[0] != weight.shape[0]
     full = torch.from_numpy(weight + change)
     norm = full.transpose(0, 1).reshape(full.shape[1], -1).norm(dim=1, keepdim=True)
-    norm = norm.reshape(full.shape[1], 1).transpose(0, 1) + torch.finfo(full.dtype).eps
+    ones = [1] * (full.ndim - 1)
+    norm = norm.reshape(full.shape[1], *ones).transpose(0, 1) + torch.finfo(full.dtype).eps
     return (full * (torch.from_numpy(dora_scale) / norm)).numpy() - weight
 
 

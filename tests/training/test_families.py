@@ -137,12 +137,13 @@ def test_other_pipelines_and_predictions_are_refused(copied_base: Path) -> None:
 
 
 def test_not_a_model_at_all(tmp_path: Path) -> None:
+    """Single-file checkpoints have tests of their own."""
     with pytest.raises(UserError, match="no such folder"):
         load_base(tmp_path / "nothing")
     with pytest.raises(UserError, match="no such folder"):
         load_base("../not a hub id")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="single file"):
+    with pytest.raises(UserError, match="no readable safetensors file"):
         load_base(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="no model in diffusers layout"):
         load_base(tmp_path)

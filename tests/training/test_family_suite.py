@@ -5,9 +5,12 @@ The reference is diffusers' own pipeline and PEFT, on small random models of the
 
 from __future__ import annotations
 
+import copy
+import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import numpy as np
@@ -24,23 +27,55 @@ from training.export import export_adapter
 from training.families import FAMILIES, Base, base_facts, load_base, native_size_px
 from training.fitting import fit_recipe
 from training.latents import LatentCache, encode_dataset
-from training.loop import train
+from training.loop import train, train_pack
 from training.objective import FLOW_TIMESTEPS, FlowMatching, FlowShift
+from training.pack.slot import Trial
 from training.recipe import Network, Recipe
 from training.sampling import initial_noise, sample
 
 NAMES = list(BUILDERS)
-FLOWS = [name for name in NAMES if name.startswith(("sd3", "flux"))]
+FLOWS = [name for name in NAMES if FAMILIES[name.split("-")[0]].is_flow]
 SIZE_PX = 64
 PROMPTS = ["zkw, person, red hat", "zkw, close-up"]
 
-MakeCache = Callable[..., LatentCache]
+OfName = Callable[[str], Any]
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """All small pipelines on disk; read them, never change them."""
-    return {name: build(name, tmp_path_factory.mktemp(name)) for name in NAMES}
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> OfName:
+    """The small pipelines on disk; read them, never change them."""
+    return functools.cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def load_once(build_once: OfName) -> OfName:
+    """Loading takes longer than most tests: each base once."""
+    return functools.cache(lambda name: load_base(build_once(name)))
+
+
+@pytest.fixture(scope="session")
+def load_pipeline_once(load_once: OfName) -> OfName:
+    """diffusers' own pipeline of each base, once."""
+
+    def load(name: str) -> Any:
+        base = load_once(name)
+        absent = {part: None for part in base.optional if not (base.folder / part).is_dir()}
+        kind = getattr(diffusers, base.pipelines[0])
+        pipeline = kind.from_pretrained(base.folder, use_safetensors=True, **absent)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return functools.cache(load)
+
+
+@pytest.fixture(scope="session")
+def encode_once(
+    load_once: OfName, tiny_dataset: DatasetVersion, tmp_path_factory: pytest.TempPathFactory
+) -> OfName:
+    folder = tmp_path_factory.mktemp("latents")
+    return functools.cache(
+        lambda name: encode_dataset(tiny_dataset, load_once(name), SIZE_PX, False, folder / name)
+    )
 
 
 @pytest.fixture(params=NAMES)
@@ -49,26 +84,29 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def base(name: str, folders: dict[str, Path]) -> Base:
-    return load_base(folders[name])
+def base(name: str, load_once: OfName) -> Base:
+    """The base with a denoiser of its own, as if loaded afresh."""
+    base: Base = copy.copy(load_once(name))
+    base.denoiser = copy.deepcopy(base.denoiser)
+    return base
 
 
 @pytest.fixture
-def cache(base: Base, tiny_dataset: DatasetVersion, tmp_path: Path) -> LatentCache:
-    return encode_dataset(tiny_dataset, base, SIZE_PX, False, tmp_path / "latents")
-
-
-def pipeline_of(base: Base) -> Any:
-    absent = {name: None for name in base.optional if not (base.folder / name).is_dir()}
-    pipeline = getattr(diffusers, base.pipelines[0]).from_pretrained(
-        base.folder, use_safetensors=True, **absent
-    )
-    pipeline.set_progress_bar_config(disable=True)
+def pipeline(name: str, base: Base, load_pipeline_once: OfName) -> Any:
+    """diffusers' own pipeline of the base, with a denoiser of its own."""
+    pipeline = copy.copy(load_pipeline_once(name))
+    denoiser = copy.deepcopy(getattr(pipeline, base.denoiser_name))
+    setattr(pipeline, base.denoiser_name, denoiser)
     return pipeline
 
 
+@pytest.fixture
+def cache(name: str, encode_once: OfName) -> LatentCache:
+    return cast(LatentCache, encode_once(name))
+
+
 def small(base: Base, **changes: Any) -> Recipe:
-    options = {"steps": 4, "checkpoint_every": 2, "batch_size": 2, "caption_dropout": 0.3}
+    options = {"steps": 3, "checkpoint_every": 2, "batch_size": 2, "caption_dropout": 0.3}
     network = changes.pop("network", {"rank": 4})
     # Adam divides by the size of a gradient; eps keeps rounding in the smallest ones small.
     optimizer = {"lr": 1e-2, "eps": 1e-4}
@@ -82,30 +120,44 @@ def test_it_is_known_by_its_index(name: str, base: Base) -> None:
     facts = base_facts(base.folder)
     assert facts.family == base.family == name.split("-")[0]
     assert facts.content_hash == base.content_hash
-    assert native_size_px(base.folder) == (1024 if base.family == "flux" else SIZE_PX)
+    fixed = base.family in {"flux", "flux2", "zimage"}  # their configs name no size
+    assert native_size_px(base.folder) == (1024 if fixed else SIZE_PX)
     frozen = (base.denoiser, base.vae, *base.text_encoders.values())
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
 
 
-def test_prompts_are_encoded_as_by_the_pipeline(base: Base) -> None:
+def test_prompts_are_encoded_as_by_the_pipeline(base: Base, pipeline: Any) -> None:
     found = base.encode_prompts(PROMPTS)
-    arguments = [PROMPTS, PROMPTS] + ([PROMPTS] if base.family == "sd3" else [])
-    said = pipeline_of(base).encode_prompt(*arguments[: _prompts(base)], device="cpu")
-    text, pooled = (said[0], said[1]) if base.family == "flux" else (said[0], said[2])
-    torch.testing.assert_close(found["text"], text, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found["pooled"], pooled)
-    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in found.items()}
+    wanted = dict(zip(found, encoded_by(pipeline, base), strict=True))
+    for part, tensor in wanted.items():
+        torch.testing.assert_close(found[part], tensor, rtol=1e-4, atol=1e-4)
+    shapes = {part: tuple(tensor.shape[1:]) for part, tensor in found.items()}
     own = base.picture_conditions((64, 64), (0, 0), 64)
     assert {**shapes, **{k: tuple(t.shape) for k, t in own.items()}} == base.condition_shapes()
 
 
-def _prompts(base: Base) -> int:
-    return 3 if base.family == "sd3" else 2
+def encoded_by(pipeline: Any, base: Base) -> tuple[torch.Tensor, ...]:
+    """What the pipeline makes of PROMPTS, in the order of the base's conditions."""
+    if base.family == "zimage":
+        rows, _ = pipeline.encode_prompt(list(PROMPTS), device="cpu")
+        masks = [torch.ones(len(row)) for row in rows]
+        length = base.condition_shapes()["mask"][0]
+        return padded(rows, length), padded(masks, length)
+    if base.family == "flux2":
+        return (pipeline.encode_prompt(PROMPTS, device="cpu")[0].detach(),)
+    arguments = [PROMPTS] * (3 if base.family == "sd3" else 2)
+    said = pipeline.encode_prompt(*arguments, device="cpu")
+    return (said[0], said[1]) if base.family == "flux" else (said[0], said[2])
+
+
+def padded(rows: list[torch.Tensor], length: int) -> torch.Tensor:
+    """Rows of several lengths as one tensor with zeros behind them.  # (N, length, ...)"""
+    rows = [torch.cat([row, row.new_zeros(length - len(row), *row.shape[1:])]) for row in rows]
+    return torch.stack(rows).detach()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_pictures_are_those_of_the_pipeline(base: Base, guidance: float) -> None:
-    pipeline = pipeline_of(base)
+def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance: float) -> None:
     noise = initial_noise(base, [3, 1], SIZE_PX)
     options: dict[str, Any] = {"guidance_scale": guidance, "negative_prompt": ["", ""]}
     if base.family == "sdxl":
@@ -114,6 +166,10 @@ def test_pictures_are_those_of_the_pipeline(base: Base, guidance: float) -> None
             config, clip_sample=False, set_alpha_to_one=True
         )
         noise = noise.clone()
+    if base.family == "flux2":
+        del options["negative_prompt"]  # always the empty one
+    if base.family == "zimage":
+        options["guidance_scale"] = guidance - 1  # its pipeline counts from 0
     if base.family == "flux":
         noise = pipeline._pack_latents(noise, 2, 16, 8, 8)
         if not base.guidance_embedded:
@@ -121,7 +177,7 @@ def test_pictures_are_those_of_the_pipeline(base: Base, guidance: float) -> None
         else:
             options = {"guidance_scale": guidance}
     wanted = pipeline(
-        PROMPTS,
+        prompt=list(PROMPTS),  # Z-Image's pipeline writes into it
         num_inference_steps=3,
         height=SIZE_PX,
         width=SIZE_PX,
@@ -132,6 +188,17 @@ def test_pictures_are_those_of_the_pipeline(base: Base, guidance: float) -> None
     found = sample(base, PROMPTS, [3, 1], steps=3, guidance=guidance, size_px=SIZE_PX)
     # The tiny VAE is random, so a rounding of the last bit may show as one level.
     assert np.abs(found.astype(int) - (wanted * 255).round()).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["flux2-klein"], indirect=True)
+def test_pixels_become_the_latents_of_the_pipeline(base: Base, pipeline: Any) -> None:
+    """Patches and running statistics; the other families' VAEs are test_families.py's."""
+    pixels = torch.rand(2, 3, SIZE_PX, SIZE_PX) * 2 - 1
+    with torch.no_grad():
+        wanted = pipeline._encode_vae_image(pixels, generator=None)
+    found = base.to_latents(base.encode_pixels(pixels)[0])
+    torch.testing.assert_close(found, wanted)
+    assert found.shape[1:] == (base.latent_channels, *[SIZE_PX // base.vae_factor] * 2)
 
 
 def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
@@ -148,6 +215,26 @@ def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
             pooled_projections=told["pooled"],
             return_dict=False,
         )[0]
+    if base.family == "zimage":
+        captions = [
+            text[: int(mask.sum())] for text, mask in zip(told["text"], told["mask"], strict=True)
+        ]
+        pictures = list(noisy.unsqueeze(2).unbind())
+        outputs = denoiser(pictures, (1000 - times) / 1000, captions, return_dict=False)[0]
+        return -torch.stack(outputs).squeeze(2)
+    if base.family == "flux2":
+        klein = diffusers.Flux2KleinPipeline
+        places = klein._prepare_latent_ids(noisy)
+        output = denoiser(
+            hidden_states=klein._pack_latents(noisy),
+            timestep=times / 1000,
+            guidance=None,
+            encoder_hidden_states=told["text"],
+            txt_ids=klein._prepare_text_ids(told["text"]),
+            img_ids=places,
+            return_dict=False,
+        )[0]
+        return klein._unpack_latents_with_ids(output, places)
     pipeline = diffusers.FluxPipeline
     count, channels, height, width = noisy.shape
     output = denoiser(
@@ -167,19 +254,19 @@ def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_training_equals_a_plain_diffusers_and_peft_loop(
-    base: Base, cache: LatentCache, method: str, tmp_path: Path
+    base: Base, pipeline: Any, cache: LatentCache, method: str, tmp_path: Path
 ) -> None:
     network = {"rank": 4, "method": method, "dora_axis": "output"}
     recipe = small(base, network=network, min_snr_gamma=None, seed=5)
     train(base, cache, recipe, tmp_path / "trial")
     found = load_checkpoint(list_checkpoints(tmp_path / "trial")[-1].path).adapter
 
-    denoiser = getattr(pipeline_of(base), base.denoiser_name)
+    denoiser = getattr(pipeline, base.denoiser_name)
     denoiser.requires_grad_(False)
     torch.manual_seed(recipe.seed)
-    modules = [f".*\\.({'|'.join(end.replace('.', '[.]') for end in base.attention_modules)})"]
+    modules = "|".join(re.escape(name) for name in target_layers(base, recipe.network))
     denoiser.add_adapter(
-        LoraConfig(r=4, lora_alpha=4, target_modules=modules[0], use_dora=method == "dora")
+        LoraConfig(r=4, lora_alpha=4, target_modules=modules, use_dora=method == "dora")
     )
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4, weight_decay=0.01)
@@ -228,7 +315,7 @@ def test_train_resume_sample_export_reload(
     assert train(base, cache, recipe, broken, stop=lambda: next(asked)) == 2
     train(base, cache, recipe, broken)
     checkpoints = list_checkpoints(whole)
-    assert [one.step for one in checkpoints] == [2, 4]
+    assert [one.step for one in checkpoints] == [2, 3]
     state = load_checkpoint(checkpoints[-1].path).adapter
     again = load_checkpoint(list_checkpoints(broken)[-1].path).adapter
     assert state.keys() == again.keys()
@@ -251,13 +338,12 @@ def test_train_resume_sample_export_reload(
 
 
 def test_the_diffusers_export_gives_the_pipeline_the_same_pictures(
-    base: Base, cache: LatentCache, tmp_path: Path
+    base: Base, pipeline: Any, cache: LatentCache, tmp_path: Path
 ) -> None:
     recipe = small(base)
     train(base, cache, recipe, tmp_path / "trial")
     last = list_checkpoints(tmp_path / "trial")[-1].path
     export_adapter(last, base, tmp_path / "out.safetensors", "diffusers", dtype=torch.float32)
-    pipeline = pipeline_of(base)
     pipeline.load_lora_weights(str(tmp_path), weight_name="out.safetensors")
     batch = draw_batch(recipe, cache, 0, range(2), 2, base.objective)
     noisy = base.to_latents(batch.posterior_samples)
@@ -299,6 +385,31 @@ def test_targets_by_regular_expression(base: Base) -> None:
     assert target_layers(base, Network()).keys() < wide.keys()
 
 
+@pytest.mark.parametrize("name", ["zimage"], indirect=True)
+def test_captions_of_several_lengths_share_a_pack(
+    base: Base, cache: LatentCache, tmp_path: Path
+) -> None:
+    """Each trial learns what it learns alone, although the padding of a batch is everybody's."""
+    recipes = [small(base, seed=1), small(base, seed=2, network={"rank": 2, "method": "dora"})]
+    trials = [Trial(tmp_path / f"t{i}", recipe, cache) for i, recipe in enumerate(recipes)]
+
+    def fail(trial: Trial, error: Exception) -> None:
+        raise AssertionError(trial.id) from error
+
+    train_pack(base, trials, on_failure=fail)
+    for trial in trials:
+        train(base, cache, trial.recipe, tmp_path / "alone" / trial.id)
+        (found, wanted) = (
+            load_checkpoint(list_checkpoints(folder)[-1].path).adapter
+            for folder in (trial.trial_dir, tmp_path / "alone" / trial.id)
+        )
+        for key, tensor in wanted.items():
+            # More padding makes other sums of the same numbers.
+            assert (found[key] - tensor).abs().max() <= 1e-4 * tensor.abs().max(), key
+    with pytest.raises(UserError, match=r"cap_embedder\.1, which no adapter"):
+        target_layers(base, Network(targets="regex:."))
+
+
 @pytest.mark.parametrize("side", [8, 64, 128])
 def test_the_shift_is_that_of_the_flux_pipeline(side: int) -> None:
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -318,9 +429,11 @@ def test_flow_times_are_logit_normal_and_shifted() -> None:
     assert abs(float(logits.std()) - 1) < 0.05
 
 
-def test_sdxl_is_told_size_and_place_of_the_crop(folders: dict[str, Path]) -> None:
-    base = load_base(folders["sdxl"])
-    told = base.picture_conditions((300, 200), (16, 0), 64)["time_ids"]
-    pipeline = pipeline_of(base)
-    wanted = pipeline._get_add_time_ids((300, 200), (16, 0), (64, 64), torch.float32, 32)
+def test_sdxl_is_told_size_and_place_of_the_crop(
+    load_once: OfName, load_pipeline_once: OfName
+) -> None:
+    told = load_once("sdxl").picture_conditions((300, 200), (16, 0), 64)["time_ids"]
+    wanted = load_pipeline_once("sdxl")._get_add_time_ids(
+        (300, 200), (16, 0), (64, 64), torch.float32, 32
+    )
     assert torch.equal(told, wanted[0])

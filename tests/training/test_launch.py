@@ -105,7 +105,8 @@ def test_two_workers_give_the_curve_of_one_with_the_doubled_batch(
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
-    assert events[-2:] == [{"kind": "finished", "trial": t, "step": 6} for t in ("t0", "t1")]
+    finished = [event for event in events if event["kind"] == "finished"]
+    assert finished == [{"kind": "finished", "trial": t, "step": 6} for t in ("t0", "t1")]
     assert list((tmp_path / "ray").iterdir()) == []  # Ray's own files of the run are gone
 
 
@@ -131,7 +132,8 @@ def test_a_killed_worker_goes_on_and_ends_as_if_nothing_had_happened(
     assert len(starts) == 2
     assert starts[0] == 0
     assert 20 <= starts[1] < 400
-    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t1"]
+    # The other one may have been finished before the kill, and is then told to be once more.
+    assert {e["trial"] for e in events if e["kind"] == "finished"} == {"t0", "t1"}
     here, _ = train_here(tiny_base_path, frozen_dataset, tmp_path, long, recipe())
     there = job.trials[0].trial_dir
     assert losses(there) == losses(here)

@@ -240,3 +240,20 @@ def test_all_workers_follow_the_one_that_ran_out(
     assert [process.exitcode for process in processes] == [0, 0]
     assert effective(tmp_path / "t0") == (1, 2)
     assert_same_training(tmp_path / "t0", tmp_path / "one")
+
+
+def test_who_takes_a_seat_later_is_told_to_be_split_too(
+    tiny_base: Base, tiny_cache: LatentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = [recipe(steps=1), recipe(steps=2, seed=1)]
+    trials = [Trial(tmp_path / f"t{k}", one, tiny_cache) for k, one in enumerate(recipes)]
+    limit_samples(tiny_base, 2, monkeypatch)
+    events: list[dict[str, Any]] = []
+
+    def fail(trial: Trial, error: Exception) -> None:
+        raise AssertionError(trial.id) from error
+
+    train_pack(tiny_base, trials, on_failure=fail, on_event=events.append, seats=1)
+    told = [event["trials"] for event in events if event["kind"] == "out_of_memory"]
+    assert told == [["t0"], ["t1"]]
+    assert effective(tmp_path / "t0") == effective(tmp_path / "t1") == (2, 2)

@@ -122,7 +122,7 @@ def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> No
     problem, events = run(job)
     assert problem is None
     saved = ["checkpoint", "score"]
-    wanted = ["base", "base", "trial", "trial", *4 * saved, "finished", "finished"]
+    wanted = ["base", "base", "trial", "trial", *3 * saved, "finished", *saved, "finished"]
     assert kinds(events) == wanted
     assert [(e["trial"], e["step"]) for e in events if e["kind"] == "score"] == [
         ("t0", 2),
@@ -191,6 +191,20 @@ def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_scor
     assert [name for name, _ in made] == ["vae", "text_encoders", "vae", "vae"]
 
 
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_the_states_of_the_best_and_the_last_checkpoint_are_kept(
+    make_job: MakeJob, keep_all: bool
+) -> None:
+    job = make_job(recipe(steps=4, checkpoint_every=1), scored=True)
+    problem, _ = run(replace(job, keep_all_states=keep_all))
+    assert problem is None
+    checkpoints = list_checkpoints(job.trials[0].trial_dir)
+    identities = {one.step: Score.load(one.path).identity.value for one in checkpoints}
+    best = max(identities, key=lambda step: identities[step])
+    kept = [one.step for one in checkpoints if one.has_state]
+    assert kept == ([1, 2, 3, 4] if keep_all else sorted({best, 4}))
+
+
 def test_a_checkpoint_that_a_kill_left_unscored_is_scored_later(make_job: MakeJob) -> None:
     job = make_job(recipe(), scored=True)
     run(job)
@@ -256,7 +270,7 @@ def test_the_job_bounds_the_pack(make_job: MakeJob) -> None:
     job = replace(make_job(recipe(), recipe(seed=1), recipe(seed=2)), max_slots=2)
     _, events = run(job)
     packs = {e["trial"]: e["pack"] for e in events if e["kind"] == "step"}
-    assert packs == {"t0": 1, "t1": 2, "t2": 2}
+    assert packs == {"t0": 2, "t1": 2, "t2": 1}
 
 
 def test_an_error_that_one_trial_has_ends_that_trial_only(

@@ -24,6 +24,7 @@ from training.export import diffusers, header, kohya
 from training.export.updates import Update, read_updates
 from training.export.verify import verify
 from training.families import Base
+from training.pack.parts import has_kernel
 
 SUFFIX = ".safetensors"
 Format = Literal["kohya", "diffusers"]
@@ -77,7 +78,15 @@ def export_adapter(
     network = contents.recipe.network
     updates = read_updates(contents.adapter, network)
     form, tensors = _tensors(updates, base, format, dtype)
-    facts = header.header_facts(base, contents.recipe, contents.step, form, out_path.stem, dataset)
+    facts = header.header_facts(
+        base,
+        contents.recipe,
+        contents.step,
+        form,
+        out_path.stem,
+        dataset,
+        kernels=any(has_kernel(update.down.shape) for update in updates),
+    )
     facts = header.add_caller_facts(facts, metadata or {})
     if format == "diffusers":
         facts |= diffusers.header_entry(tensors)
@@ -136,9 +145,10 @@ def _tensors(
     elif format != "kohya":
         raise UserError("export: format", f"{format!r} is unknown", "use 'kohya' or 'diffusers'")
     elif dora and not by_input:
-        form, tensors = "diff", kohya.diff_tensors(updates, weight_of, dtype)
+        form, tensors = "diff", kohya.diff_tensors(updates, weight_of, dtype, base.kohya_prefix)
     else:
-        form, tensors = "dora" if dora else "lora", kohya.low_rank_tensors(updates, dtype)
+        form = "dora" if dora else "lora"
+        tensors = kohya.low_rank_tensors(updates, dtype, base.kohya_prefix)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(

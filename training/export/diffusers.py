@@ -44,11 +44,13 @@ def full_rank_tensors(
     for update in updates:
         name = f"{update.component}.{update.module}"
         change = update.merged_difference(weight_of(update.component, update.module))
-        outputs, inputs = change.shape
-        identity = torch.eye(min(outputs, inputs))
-        down, up = (identity, change) if inputs <= outputs else (change, identity)
-        tensors[f"{name}.lora_A.weight"] = down.to(dtype)
-        tensors[f"{name}.lora_B.weight"] = up.to(dtype)
+        outputs, *columns = change.shape  # a convolution's are (in, k, k)
+        change = change.flatten(1)
+        identity = torch.eye(min(change.shape))
+        down, up = (identity, change) if change.shape[1] <= outputs else (change, identity)
+        ones = [1] * (len(columns) - 1)
+        tensors[f"{name}.lora_A.weight"] = down.reshape(-1, *columns).to(dtype)
+        tensors[f"{name}.lora_B.weight"] = up.reshape(outputs, -1, *ones).to(dtype)
     return tensors
 
 

@@ -32,15 +32,26 @@ _RESERVED = ("sshs_", "modelspec.hash_", "lorafarm.")
 
 
 def header_facts(
-    base: Base, recipe: Recipe, step: int, form: str, stem: str, dataset: DatasetVersion | None
+    base: Base,
+    recipe: Recipe,
+    step: int,
+    form: str,
+    stem: str,
+    dataset: DatasetVersion | None,
+    kernels: bool = False,
 ) -> dict[str, str]:
     """`modelspec.*` (ModelSpec 1.0.1), `ss_*` (kohya sd-scripts) and our own entries.
 
     `ss_output_name` is the file's stem: A1111 takes it for the name in prompts, and two files of
-    one name spoil both.
+    one name spoil both. `kernels`: with convolutions of more than one cell, whose rank has a name
+    of its own.
     """
     size_px = recipe.resolution or base.native_size_px
     network = recipe.network
+    arguments: dict[str, str] = dict(LYCORIS_ARGS.get(form, {}))
+    if kernels:
+        conv_rank = network.of_kernels().stored_rank  # its scale is in the weights, too
+        arguments |= {"conv_dim": str(conv_rank), "conv_alpha": str(float(conv_rank))}
     facts = {
         "format": "pt",
         "modelspec.sai_model_spec": MODELSPEC_VERSION,
@@ -53,7 +64,7 @@ def header_facts(
         "ss_v2": str(base.kohya_version == "sd_v2"),
         "ss_sd_model_name": PurePath(base.id).name,
         "ss_network_module": "lycoris.kohya" if form in LYCORIS_ARGS else "networks.lora",
-        "ss_network_args": json.dumps(LYCORIS_ARGS.get(form, {})),
+        "ss_network_args": json.dumps(arguments),
         "ss_network_dim": str(network.stored_rank),
         "ss_network_alpha": str(float(network.stored_rank)),  # the scale is in the weights
         "ss_steps": str(step),

@@ -15,46 +15,52 @@ from torch import Tensor
 
 from training.export.updates import Update
 
-# `lora_te_` is of families with one text encoder; `lora_te1_` would make tools take it for SDXL.
-# Transformers (SD3, FLUX) have the names of OneTrainer, which the same tools read: kohya's own are
-# of layers that diffusers splits (q, k and v are one).
-PREFIXES = {
-    "unet": "lora_unet_",
-    "transformer": "lora_transformer_",
-    "text_encoder": "lora_te_",
-}
+# Of families with one text encoder; `lora_te1_` would make tools take it for SDXL.
+TEXT_ENCODER_PREFIX = "lora_te_"
 # transformers 5.6 dropped this level from CLIPTextModel; every tool still expects it.
 _TEXT_MODEL = "text_model."
 
 
-def kohya_name(component: str, module: str) -> str:
-    """`lora_unet_…` or `lora_te_text_model_…` for a module's dotted name."""
-    if component == "text_encoder" and not module.startswith(_TEXT_MODEL):
-        module = _TEXT_MODEL + module
-    return PREFIXES[component] + module.replace(".", "_")
+def kohya_name(component: str, module: str, prefix: str = "lora_unet_") -> str:
+    """`lora_unet_…` or `lora_te_text_model_…` for a module's dotted name.
+
+    `prefix` is the denoiser's, `Base.kohya_prefix`.
+    """
+    if component == "text_encoder":
+        prefix = TEXT_ENCODER_PREFIX
+        if not module.startswith(_TEXT_MODEL):
+            module = _TEXT_MODEL + module
+    return prefix + module.replace(".", "_")
 
 
-def low_rank_tensors(updates: Sequence[Update], dtype: torch.dtype) -> dict[str, Tensor]:
+def low_rank_tensors(
+    updates: Sequence[Update], dtype: torch.dtype, prefix: str
+) -> dict[str, Tensor]:
     """LoRA updates in kohya's names; alpha = rank, since the scale is in `lora_up` already.
 
-    A DoRA's magnitudes are `dora_scale`, (1, in) in fp32: a row, by which tools tell the axis.
+    A DoRA's magnitudes are `dora_scale`, (1, in) or (1, in, 1, 1) in fp32: tools tell the axis by
+    the first length.
     Raises ValueError for a DoRA on the output axis, which they would misread.
     """
     tensors: dict[str, Tensor] = {}
     for update in updates:
         if update.magnitude is not None and not update.by_input:
             raise ValueError(f"{update.module}: a DoRA on the output axis has no low-rank form")
-        name = kohya_name(update.component, update.module)
+        name = kohya_name(update.component, update.module, prefix)
         tensors[f"{name}.lora_down.weight"] = update.down.to(dtype)
         tensors[f"{name}.lora_up.weight"] = update.up.to(dtype)
         tensors[f"{name}.alpha"] = torch.tensor(float(len(update.down)), dtype=dtype)
         if update.magnitude is not None:
-            tensors[f"{name}.dora_scale"] = update.magnitude[None]
+            ones = [1] * (update.down.ndim - 2)
+            tensors[f"{name}.dora_scale"] = update.magnitude.reshape(1, -1, *ones)
     return tensors
 
 
 def diff_tensors(
-    updates: Sequence[Update], weight_of: Callable[[str, str], Tensor], dtype: torch.dtype
+    updates: Sequence[Update],
+    weight_of: Callable[[str, str], Tensor],
+    dtype: torch.dtype,
+    prefix: str,
 ) -> dict[str, Tensor]:
     """Every update, LoRA or DoRA, as `<name>.diff` of the weight `weight_of(component, module)`.
 
@@ -62,7 +68,7 @@ def diff_tensors(
     Stable Diffusion 1.5), and right for this base only.
     """
     return {
-        f"{kohya_name(update.component, update.module)}.diff": update.merged_difference(
+        f"{kohya_name(update.component, update.module, prefix)}.diff": update.merged_difference(
             weight_of(update.component, update.module)
         ).to(dtype)
         for update in updates

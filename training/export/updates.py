@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from captioning import UserError
-from training.pack.bank import DOWN, INPUT_MAGNITUDE, MAGNITUDES, UP, parts_of
+from training.pack.parts import DOWN, INPUT_MAGNITUDE, MAGNITUDES, UP, network_of, parts_of
 from training.pack.pissa import small_factors
 from training.recipe import Network
 
@@ -22,26 +22,32 @@ COMPONENTS = ("unet", "transformer", "text_encoder")
 
 @dataclass(frozen=True)
 class Update:
-    """One linear layer's update, fp32: V = W + up·down, and with a magnitude m·V/‖V‖."""
+    """One layer's update, fp32: V = W + up·down, and with a magnitude m·V/‖V‖.
+
+    Of a convolution the tensors are as PEFT has them, and V is of kernels flattened behind their
+    first axis: down (r, in, k, k), up (out, r, 1, 1), magnitude (1, out or in, 1, 1).
+    """
 
     component: str  # of COMPONENTS
     module: str  # dotted name in the component
     down: Tensor  # (r, in)
     up: Tensor  # (out, r), times alpha/rank
     magnitude: Tensor | None  # DoRA: (out,) with a norm per row, or (in,) with one per column
-    by_input: bool = False  # the magnitude is per column
+    by_input: bool = False  # the magnitude is per column, or input channel
 
     def merged_difference(self, weight: Tensor) -> Tensor:
-        """What the update adds to the base's `weight`, exactly, DoRA included.  # (out, in)
+        """What the update adds to the base's `weight`, exactly, DoRA included.  # as `weight`
 
         DoRA is Liu et al. 2024, eq. 5: W' = m·(W + BA)/‖W + BA‖, the norm over every output row
         as in PEFT, or over every input column.
         """
-        direction = weight.double() + self.up.double() @ self.down.double()
+        product = self.up.double().flatten(1) @ self.down.double().flatten(1)
+        direction = weight.double() + product.view(weight.shape)
         if self.magnitude is not None:
-            axis = 0 if self.by_input else 1
-            norm = torch.linalg.norm(direction, dim=axis)
-            direction = direction * (self.magnitude.double() / norm).unsqueeze(axis)
+            own = int(self.by_input)
+            others = [axis for axis in range(weight.ndim) if axis != own]
+            norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+            direction = direction * (self.magnitude.double().view(norm.shape) / norm)
         return (direction - weight.double()).float()
 
 
@@ -49,7 +55,7 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
     """The updates of an adapter `state` under PEFT's names, by component and module.
 
     Raises UserError for a key that belongs to no complete update, for values that are not finite,
-    and for layers that are not linear.
+    and for shapes that are of neither a linear layer nor a convolution.
     """
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in state.items():
@@ -62,7 +68,6 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
             )
         parts.setdefault((component, module), {})[part] = tensor.detach().cpu().float()
     expected = set(parts_of(network))
-    scale = network.scale
     updates = []
     for (component, module), tensors in sorted(parts.items()):
         down, up = tensors.get(DOWN), tensors.get(UP)
@@ -72,19 +77,22 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
                 f"has {', '.join(sorted(tensors))}, expected {', '.join(sorted(expected))}",
                 "use the recipe that the adapter was trained with",
             )
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+        ones = (1,) * (down.ndim - 2)
+        if down.ndim not in (2, 4) or tuple(up.shape[1:]) != (len(down), *ones):
             raise UserError(
                 f"adapter: {component}.{module}",
-                f"shapes {tuple(down.shape)} and {tuple(up.shape)} are no update of a linear layer",
-                "export adapters on linear layers; others have no verified form yet",
+                f"shapes {tuple(down.shape)} and {tuple(up.shape)} are no update of a linear layer "
+                "or a convolution",
+                "export a checkpoint as training wrote it",
             )
+        own = network_of(network, down.shape)
         magnitudes = [tensors[part] for part in MAGNITUDES.values() if part in tensors]
         magnitude = magnitudes[0] if magnitudes else None
         by_input = INPUT_MAGNITUDE in tensors
         if network.init == "pissa":
             # Of the same product; the other factors would be rounded as large as the weight.
             down, up = small_factors(down, up)
-        updates.append(Update(component, module, down, up * scale, magnitude, by_input))
+        updates.append(Update(component, module, down, up * own.scale, magnitude, by_input))
     return updates
 
 

@@ -33,7 +33,6 @@ INPUTS = 2
 MAX_LATENT_SIDE = 16
 # Every family's times go from 0 to this or a little above.
 LAST_TIMESTEP = 999
-_KOHYA_PREFIXES = {"unet": "lora_unet_", "transformer": "lora_transformer_"}
 
 
 class VerificationError(RuntimeError):
@@ -150,11 +149,11 @@ def _diffusers(path: Path, base: Base) -> set[str]:
 
 def _numpy_merge(path: Path, base: Base) -> set[str]:
     """Add every kohya entry to the weight of its name; returns the layers that were changed."""
-    prefix = _KOHYA_PREFIXES[base.denoiser_name]
+    prefix = base.kohya_prefix
     layers = {
         f"{prefix}{name.replace('.', '_')}": (name, module)
         for name, module in base.denoiser.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
     }
     entries: dict[str, dict[str, np.ndarray]] = {}
     for key, array in load_file(path).items():
@@ -176,9 +175,10 @@ def _numpy_merge(path: Path, base: Base) -> set[str]:
 def _difference(
     path: Path, name: str, parts: Mapping[str, np.ndarray], weight: np.ndarray
 ) -> np.ndarray:
-    """What kohya's entry of one layer adds to its weight.  # (out, in)
+    """What kohya's entry of one layer adds to its weight.  # (out, in) or (out, in, k, k)
 
-    `dora_scale` as ComfyUI, A1111, Forge and InvokeAI take it: m·V/‖V‖, the norm of each column.
+    `dora_scale` as ComfyUI, A1111, Forge and InvokeAI take it: m·V/‖V‖, the norm of each column,
+    which in a convolution is an input channel.
     """
     low_rank = {"lora_down.weight", "lora_up.weight", "alpha"}
     if parts.keys() == {"diff"}:
@@ -186,14 +186,16 @@ def _difference(
     if parts.keys() - {"dora_scale"} != low_rank:
         raise VerificationError(f"{path.name}: {name} has the parts {sorted(parts)}")
     down, up = parts["lora_down.weight"], parts["lora_up.weight"]
-    change = float(parts["alpha"]) / len(down) * (up @ down)
+    product = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
+    change = float(parts["alpha"]) / len(down) * product.reshape(weight.shape)
     if "dora_scale" not in parts:
         return change
     scale = parts["dora_scale"]
-    if scale.shape != (1, weight.shape[1]):
+    if scale.shape != (1, weight.shape[1], *(1,) * (weight.ndim - 2)):
         raise VerificationError(
             f"{path.name}: {name} has a dora_scale of shape {scale.shape}, which tools misread"
         )
     direction = weight + change
-    norms = np.linalg.norm(direction, axis=0, keepdims=True)  # (1, in)
+    others = tuple(axis for axis in range(weight.ndim) if axis != 1)
+    norms = np.sqrt(np.square(direction).sum(axis=others, keepdims=True))  # (1, in, ...)
     return direction * (scale / norms) - weight

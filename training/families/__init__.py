@@ -9,6 +9,7 @@ import torch
 
 from captioning import UserError
 from training.families.base import STARTER_BASE, Base, Conditions
+from training.families.conversion import converted
 from training.families.files import (
     INDEX_FILE,
     check_files,
@@ -17,9 +18,12 @@ from training.families.files import (
     resolve_folder,
 )
 from training.families.flux import FluxBase
+from training.families.flux2 import Flux2Base
 from training.families.sd3 import SD3Base
 from training.families.sdxl import SDXLBase
+from training.families.single_file import spelled
 from training.families.stable_diffusion import StableDiffusionBase
+from training.families.z_image import ZImageBase
 
 __all__ = [
     "FAMILIES",
@@ -27,6 +31,7 @@ __all__ = [
     "Base",
     "BaseFacts",
     "Conditions",
+    "absolute_base",
     "base_facts",
     "base_hash",
     "family_of",
@@ -36,7 +41,8 @@ __all__ = [
 
 #: By the family's name.
 FAMILIES: dict[str, type[Base]] = {
-    kind.family: kind for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase)
+    kind.family: kind
+    for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase, Flux2Base, ZImageBase)
 }
 
 
@@ -54,13 +60,17 @@ def load_base(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Base:
-    """Load a base model, frozen, its denoiser in `dtype`, from a diffusers folder or a hub id.
+    """Load a base model, frozen, its denoiser in `dtype`.
 
+    From a diffusers folder, a hub id, or a single-file checkpoint: `file.safetensors`, or
+    `file.safetensors@config` where `config` is the folder or hub id that has what the file lacks.
     Raises UserError naming the file and the fix when it is no such model, when a file is missing
     or broken, or when only pickled weights are there.
     """
     folder, kind = _checked(path_or_id)
-    return kind(str(path_or_id), folder, torch.device(device), dtype)
+    single = spelled(path_or_id)
+    name = str(path_or_id if single is None else single.file)
+    return kind(name, folder, torch.device(device), dtype)
 
 
 def base_hash(path_or_id: str | Path) -> str:
@@ -93,8 +103,18 @@ def native_size_px(path_or_id: str | Path) -> int:
     return kind.native_size(folder)
 
 
+def absolute_base(path_or_id: str) -> str:
+    """The same base from any working directory; a hub id stays as it is."""
+    single = spelled(path_or_id)
+    if single is not None:
+        return str(single.absolute())
+    folder = Path(path_or_id).expanduser()
+    return str(folder.resolve()) if folder.exists() else path_or_id
+
+
 def _checked(path_or_id: str | Path) -> tuple[Path, type[Base]]:
-    folder = resolve_folder(path_or_id)
+    single = spelled(path_or_id)
+    folder = resolve_folder(path_or_id) if single is None else converted(single, FAMILIES)
     pipeline = read_json(folder / INDEX_FILE).get("_class_name")
     for kind in FAMILIES.values():
         if pipeline in kind.pipelines:

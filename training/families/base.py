@@ -7,12 +7,14 @@ base are never changed; adapters are put on and taken off by `training.adapters`
 from __future__ import annotations
 
 import gc
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,9 +48,16 @@ class Base(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     #: The component that is trained, and the prefix of its modules in adapter files.
     denoiser_name: ClassVar[str]
-    #: Endings of the names of the denoiser's linear layers, for the presets of `network.targets`.
+    #: Its VAE's class in diffusers.
+    vae_class: ClassVar[str] = "AutoencoderKL"
+    #: Endings of the names of the denoiser's layers, for the presets of `network.targets`.
     attention_modules: ClassVar[tuple[str, ...]]
     feed_forward_modules: ClassVar[tuple[str, ...]]
+    #: The same of what `attention+ff+conv` adds: convolutions and their blocks' linear layers.
+    convolution_modules: ClassVar[tuple[str, ...]] = ()
+    #: What the names of layers begin with that take the rows of several samples as one, of which
+    #: a pack of trials cannot tell whose they are: they get no update.
+    unbatched_modules: ClassVar[tuple[str, ...]] = ()
     #: What `precision: auto` means on CUDA.
     half: ClassVar[str] = "fp16"
     #: Whether the objective is a flow and not a diffusion.
@@ -105,9 +114,10 @@ class Base(ABC):
     @cached_property
     def vae(self) -> Any:
         """The VAE, frozen, fp32, on the base's device."""
-        from diffusers import AutoencoderKL
+        import diffusers
 
-        return load_network(AutoencoderKL, self.folder, "vae", torch.float32).to(self.device)
+        kind = getattr(diffusers, self.vae_class)
+        return load_network(kind, self.folder, "vae", torch.float32).to(self.device)
 
     @cached_property
     @abstractmethod
@@ -193,6 +203,15 @@ class Base(ABC):
     # What generation tools are told.
 
     @property
+    def kohya_prefix(self) -> str:
+        """What the denoiser's modules begin with in kohya's naming.
+
+        Transformers (SD3, FLUX) have the names of OneTrainer, which the same tools read: kohya's
+        own are of layers that diffusers splits (q, k and v are one).
+        """
+        return "lora_unet_" if self.denoiser_name == "unet" else "lora_transformer_"
+
+    @property
     @abstractmethod
     def kohya_version(self) -> str:
         """`ss_base_model_version`, by which A1111, Forge and InvokeAI know the family."""
@@ -241,6 +260,17 @@ def flow_objective(folder: Path, patch: int) -> FlowMatching:
     tokens = int(config.get("base_image_seq_len", 256)), int(config.get("max_image_seq_len", 4096))
     mu = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
     return FlowMatching(FlowShift(None, patch, tokens, mu))
+
+
+def even_flow_sampler(base: Base, steps: int, latents: Tensor) -> Any:
+    """Even steps, moved by the shift of this size, as FluxPipeline and ZImagePipeline set them."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = load_part(FlowMatchEulerDiscreteScheduler, base.folder, "scheduler")
+    shift = base.objective.shift.at(*latents.shape[-2:])  # type: ignore[attr-defined]
+    sigmas = np.linspace(1.0, 1 / steps, steps)
+    scheduler.set_timesteps(sigmas=sigmas, device=base.device, mu=math.log(shift))
+    return scheduler
 
 
 def vae_factor(folder: Path) -> int:

@@ -23,7 +23,7 @@ INDEX_FILE = "model_index.json"
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What is fetched from the hub: no pickles, no second precision, no single-file copies.
-_HUB_ALLOW = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model"]
+_HUB_ALLOW = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model", "*/*.jinja"]
 _HUB_IGNORE = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*"]
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -35,19 +35,13 @@ def resolve_folder(path_or_id: str | Path) -> Path:
     has no such model or cannot be reached while no copy is cached.
     """
     path = Path(path_or_id).expanduser()
-    if path.is_file():
-        raise UserError(
-            str(path),
-            "is a single file, not a folder in diffusers layout",
-            "convert it once: StableDiffusionPipeline.from_single_file(file)"
-            ".save_pretrained(folder), then give the folder",
-        )
     if not path.is_dir():
         if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(path_or_id):
             raise UserError(
                 str(path_or_id),
                 "no such folder",
-                "give the folder of a model in diffusers layout, or a hub id such as owner/name",
+                "give the folder of a model in diffusers layout, a .safetensors checkpoint, or a "
+                "hub id such as owner/name",
             )
         path = _download(path_or_id)
     if not (path / INDEX_FILE).is_file():
@@ -97,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def hash_components(folder: Path, components: tuple[str, ...]) -> str:
-    """sha256 hex over the names and bytes of the configs, tokenizer files and safetensors.
+    """sha256 hex over the names and bytes of configs, tokenizers, chat templates and safetensors.
 
     Pickles and other files in the folder are left out: they are never loaded. A unet's file and
     the same file elsewhere give the same hash, wherever the model's folder lies.
@@ -107,7 +101,7 @@ def hash_components(folder: Path, components: tuple[str, ...]) -> str:
         path
         for component in components
         for path in (folder / component).rglob("*")
-        if path.suffix in {".json", ".txt", ".safetensors", ".model"} and path.is_file()
+        if path.suffix in {".json", ".txt", ".safetensors", ".model", ".jinja"} and path.is_file()
     ]
     for path in sorted(files, key=lambda file: file.relative_to(folder).as_posix()):
         content = hashlib.sha256()
@@ -151,6 +145,12 @@ def _weight_stem(component: str) -> str | None:
     if component.startswith("text_encoder"):
         return TRANSFORMERS_STEM
     return DIFFUSERS_STEM if component in {"unet", "transformer", "vae"} else None
+
+
+def has_weights(folder: Path, component: str) -> bool:
+    """Whether a model's folder holds safetensors of this network."""
+    stem = _weight_stem(component)
+    return stem is not None and _weight_variant(folder / component, stem) is not None
 
 
 def _weight_variant(folder: Path, stem: str) -> str | None:

@@ -5,17 +5,15 @@ dev is told the guidance and makes a picture in one pass; schnell is not told it
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from captioning import UserError
-from training.families.base import Base, Conditions, flow_objective
+from training.families.base import Base, Conditions, even_flow_sampler, flow_objective
 from training.families.clip_text import clip_tokens
 from training.families.files import load_network, load_part
 from training.families.t5_text import load_t5, t5_states
@@ -145,14 +143,7 @@ class FluxBase(Base):
         return _from_tokens(output.sample.float(), self.patch, height, width)
 
     def sampler(self, steps: int, latents: Tensor) -> Any:
-        """As FluxPipeline sets it: even steps, moved by the shift of this size."""
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        scheduler = load_part(FlowMatchEulerDiscreteScheduler, self.folder, "scheduler")
-        shift = self.objective.shift.at(*latents.shape[-2:])  # type: ignore[attr-defined]
-        sigmas = np.linspace(1.0, 1 / steps, steps)
-        scheduler.set_timesteps(sigmas=sigmas, device=self.device, mu=math.log(shift))
-        return scheduler
+        return even_flow_sampler(self, steps, latents)
 
     @property
     def kohya_version(self) -> str:

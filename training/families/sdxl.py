@@ -22,7 +22,11 @@ from training.families.base import (
 )
 from training.families.clip_text import penultimate_and_pooled
 from training.families.files import load_network, load_part, read_json
-from training.families.stable_diffusion import UNET_ATTENTION, UNET_FEED_FORWARD
+from training.families.stable_diffusion import (
+    UNET_ATTENTION,
+    UNET_CONVOLUTIONS,
+    UNET_FEED_FORWARD,
+)
 
 # (height, width) of the file, (top, left) of the crop, (height, width) of the crop.
 SIZE_NUMBERS = 6
@@ -45,6 +49,7 @@ class SDXLBase(Base):
     denoiser_name = "unet"
     attention_modules = UNET_ATTENTION
     feed_forward_modules = UNET_FEED_FORWARD
+    convolution_modules = UNET_CONVOLUTIONS
 
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype

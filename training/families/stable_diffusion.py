@@ -23,6 +23,18 @@ from training.families.files import load_network, load_part, read_json
 # Module name endings in diffusers' UNet2DConditionModel; the same lists as its LoRA scripts.
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 UNET_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+# With these they are what kohya's LoCon has: all that is linear or a convolution in the modules
+# Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D.
+UNET_CONVOLUTIONS = (
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "proj_in",
+    "proj_out",
+)
 # Width of the text embeddings that tells Stable Diffusion 2.x from 1.x.
 SD2_TEXT_WIDTH = 1024
 
@@ -36,6 +48,7 @@ class StableDiffusionBase(Base):
     denoiser_name = "unet"
     attention_modules = UNET_ATTENTION
     feed_forward_modules = UNET_FEED_FORWARD
+    convolution_modules = UNET_CONVOLUTIONS
 
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype

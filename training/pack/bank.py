@@ -1,8 +1,9 @@
 """K adapters over one frozen model: their weights, and what every adapted layer computes with.
 
-Linear layers and networks in; the layers then give every slot's adapter its own share of the
-batch. A slot's weights are one row of a matrix, so that its optimiser, norm and clipping are
-single operations; the layers read blocks of all slots that are made from the rows once per step.
+Linear layers, convolutions and networks in; the layers then give every slot's adapter its own
+share of the batch. A slot's weights are one row of a matrix, so that its optimiser, norm and
+clipping are single operations; the layers read blocks of all slots that are made from the rows once
+per step.
 Ranks are padded to the largest: the padding is zero, its gradients are zero, and so it stays.
 """
 
@@ -16,37 +17,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.pack.layer import BankLinear, LayerTensors
+from training.pack.conv import BankConv, by_cell, by_channel
+from training.pack.layer import BankLayer, BankLinear, LayerTensors
 from training.pack.norms import input_norms, output_norms
-from training.pack.pissa import DOWN, UP, FirstFactors, Parts, stacked, unstacked
+from training.pack.parts import (
+    DOWN,
+    INPUT_MAGNITUDE,
+    MAGNITUDES,
+    OUTPUT_MAGNITUDE,
+    UP,
+    Layer,
+    Parts,
+    axes_under,
+    flat_shape,
+    network_of,
+    parts_of,
+    unpadded,
+)
+from training.pack.pissa import FirstFactors, stacked, unstacked
 from training.recipe import Network
 from training.sharding import whole
 
-# The parts of one layer's update beside DOWN and UP, as they are called in checkpoints. PEFT knows
-# the first; the other has a name of its own, so that no reader takes it for the other axis.
-OUTPUT_MAGNITUDE, INPUT_MAGNITUDE = "lora_magnitude_vector", "lora_input_magnitude"
-MAGNITUDES = {"output": OUTPUT_MAGNITUDE, "input": INPUT_MAGNITUDE}
 # In the order of `LayerTensors`.
 GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)
 
 # torch.nn.utils.clip_grad_norm_ adds as much to the norm.
 CLIP_EPS = 1e-6
-
-
-def parts_of(network: Network) -> tuple[str, ...]:
-    """The parts that an update of this network has."""
-    magnitude = (MAGNITUDES[network.dora_axis],) if network.method == "dora" else ()
-    return (DOWN, UP, *magnitude)
-
-
-def part_shape(part: str, rank: int, layer: nn.Linear) -> tuple[int, ...]:
-    """The shape of a part of an update of `rank` on `layer`."""
-    return {
-        DOWN: (rank, layer.in_features),
-        UP: (layer.out_features, rank),
-        OUTPUT_MAGNITUDE: (layer.out_features,),
-        INPUT_MAGNITUDE: (layer.in_features,),
-    }[part]
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,12 @@ class _Group:
 
     indices: tuple[int, ...]  # of its layers in the bank
     names: tuple[str, ...]
-    layers: tuple[nn.Linear, ...]
+    layers: tuple[Layer, ...]
+    networks: tuple[Network, ...]  # of the slots, with their ranks and alphas on such layers
+    scales: Tensor  # (K, 1, 1)
     columns: Mapping[str, slice]  # part -> its columns in a row
-    shapes: Mapping[str, tuple[int, ...]]  # part -> its shape in one layer, rank padded
-    grads: Mapping[str, Tensor]  # part -> (L, K, ...)
+    shapes: Mapping[str, tuple[int, ...]]  # part -> its flat shape in one layer, rank padded
+    grads: Mapping[str, Tensor]  # part -> (L, K, ...), a convolution's DOWN `by_cell`
     squares: Mapping[str, Tensor]  # magnitude -> the weights' squared norms, (L, out or in)
 
     def view(self, rows: Tensor, part: str) -> Tensor:
@@ -66,13 +64,18 @@ class _Group:
         block = rows[:, self.columns[part]]
         return block.view(len(rows), len(self.layers), *self.shapes[part])
 
+    @property
+    def cells(self) -> int:
+        """The cells of the layers' kernel; 1 for linear layers."""
+        return math.prod(self.layers[0].weight.shape[2:])
+
 
 class AdapterBank:
     """K adapters on `layers`; see the module's docstring."""
 
     def __init__(
         self,
-        layers: Mapping[str, nn.Linear],
+        layers: Mapping[str, Layer],
         networks: Sequence[Network],
         component: str = "unet",
         device: torch.device | None = None,
@@ -84,11 +87,8 @@ class AdapterBank:
         self.component = component
         self.device = device or next(iter(layers.values())).weight.device
         self.networks = tuple(networks)
-        self.rank = max(network.stored_rank for network in networks)
         # Makes the layers' outputs part of the graph, although nothing of the base is trained.
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
-        scales = [network.scale for network in networks]
-        self._scales = torch.tensor(scales, device=self.device).view(-1, 1, 1)  # (K, 1, 1)
         self._dora_slots = {
             magnitude: torch.tensor(
                 [k for k, network in enumerate(networks) if magnitude in parts_of(network)],
@@ -111,45 +111,63 @@ class AdapterBank:
         self._alone: int | None = None
         self.is_off = False
 
-    def _make_groups(self, layers: Mapping[str, nn.Linear], parts: Sequence[str]) -> list[_Group]:
-        by_shape: dict[tuple[int, int], list[int]] = {}
+    def _make_groups(self, layers: Mapping[str, Layer], parts: Sequence[str]) -> list[_Group]:
+        by_shape: dict[tuple[int, ...], list[int]] = {}
         names, modules = list(layers), list(layers.values())
         for index, layer in enumerate(modules):
-            by_shape.setdefault((layer.out_features, layer.in_features), []).append(index)
+            by_shape.setdefault(tuple(layer.weight.shape), []).append(index)
         groups, start = [], 0
-        for indices in by_shape.values():
+        for shape, indices in by_shape.items():
             own = tuple(modules[index] for index in indices)
-            shapes = {part: part_shape(part, self.rank, own[0]) for part in parts}
+            networks = tuple(network_of(network, shape) for network in self.networks)
+            rank = max(network.stored_rank for network in networks)
+            shapes = {part: flat_shape(part, rank, own[0]) for part in parts}
             columns = {}
-            for part, shape in shapes.items():
-                columns[part] = slice(start, start + len(own) * math.prod(shape))
+            for part, flat in shapes.items():
+                columns[part] = slice(start, start + len(own) * math.prod(flat))
                 start = columns[part].stop
             grads = {
-                part: torch.zeros(len(own), len(self.networks), *shape, device=self.device)
-                for part, shape in shapes.items()
+                part: torch.zeros(len(own), len(networks), *flat, device=self.device)
+                for part, flat in shapes.items()
             }
+            grads[DOWN] = by_cell(grads[DOWN], math.prod(shape[2:]))
             squares = {
                 part: torch.stack([_squares(layer, part) for layer in own])
                 for part in parts
                 if part in self._dora_slots
             }
-            group_names = tuple(names[index] for index in indices)
-            groups.append(_Group(tuple(indices), group_names, own, columns, shapes, grads, squares))
+            scales = torch.tensor([network.scale for network in networks], device=self.device)
+            groups.append(
+                _Group(
+                    tuple(indices),
+                    tuple(names[index] for index in indices),
+                    own,
+                    networks,
+                    scales.view(-1, 1, 1),
+                    columns,
+                    shapes,
+                    grads,
+                    squares,
+                )
+            )
         return groups
 
     # Weights of one slot, in the shapes of its own rank.
 
     def split(self, slot: int, row: Tensor) -> Parts:
         """A row of `weights`, or of something like it, as the parts of the slot's updates."""
-        return self._split(slot, row, self.networks[slot].rank)
+        return self._split(slot, row, stored=False)
 
-    def _split(self, slot: int, row: Tensor, rank: int) -> Parts:
+    def _split(self, slot: int, row: Tensor, stored: bool) -> Parts:
+        """`stored`: in the shapes of files, whose ranks are PiSSA's."""
         parts = {}
         for group in self._groups:
-            for part in parts_of(self.networks[slot]):
+            network = group.networks[slot]
+            rank = network.stored_rank if stored else network.rank
+            for part in parts_of(network):
                 block = group.view(row[None], part)[0]  # (L, ...)
-                for name, tensor in zip(group.names, block, strict=True):
-                    parts[name, part] = _unpadded(tensor, part, rank)
+                for name, layer, tensor in zip(group.names, group.layers, block, strict=True):
+                    parts[name, part] = unpadded(tensor, part, rank, layer)
         return parts
 
     def join(self, slot: int, parts: Parts) -> Tensor:
@@ -167,7 +185,7 @@ class AdapterBank:
     def load(self, slot: int, parts: Parts) -> None:
         """Put an adapter, as `adapter` gives it, into a slot."""
         if self._first is not None and self.networks[slot].init == "pissa":
-            parts, first = unstacked(parts, self.networks[slot].rank)
+            parts, first = unstacked(parts)
             self._first.put(slot, first)
         self.weights[slot] = self.join(slot, parts)
         self.changed()
@@ -222,7 +240,8 @@ class AdapterBank:
         for group, norms in zip(self._groups, self._norms, strict=True):
             # One entry per layer: the factors, the gains, and the gradients of both.
             columns: list[Sequence[Tensor | None]] = [
-                self._block(group, part)[:, slots].to(dtype).unbind() for part in (DOWN, UP)
+                by_cell(self._block(group, DOWN), group.cells)[:, slots].to(dtype).unbind(),
+                self._block(group, UP)[:, slots].to(dtype).unbind(),
             ]
             used = [m in norms and self._is_used(m, alone) for m in GAINS]
             for magnitude, is_used in zip(GAINS, used, strict=True):
@@ -243,7 +262,7 @@ class AdapterBank:
         if self._acting is None:
             self._acting = self.weights if self._first is None else self._first.acting(self.weights)
         block = group.view(self._acting, part).transpose(0, 1)
-        return block * self._scales if part == UP else block.contiguous()
+        return block * group.scales if part == UP else block.contiguous()
 
     def _group_norms(self, group: _Group) -> dict[str, Tensor]:
         """The norms that a group's magnitudes are divided by, infinite where a slot has none."""
@@ -254,7 +273,7 @@ class AdapterBank:
             up = self._block(group, UP)[:, slots]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
             # One at a time, since a shared base's are copies.
-            weights = (whole(layer.weight) for layer in group.layers)
+            weights = (whole(layer.weight).flatten(1) for layer in group.layers)
             found = torch.full_like(group.grads[magnitude], torch.inf)  # (L, K, dim)
             found[:, slots] = compute(weights, squares, down, up)
             norms[magnitude] = found
@@ -285,7 +304,9 @@ class AdapterBank:
         for group, norms in zip(self._groups, self._norms, strict=True):
             for part, grad in group.grads.items():
                 if part == UP:
-                    grad = grad * self._scales
+                    grad = grad * group.scales
+                elif part == DOWN:
+                    grad = by_channel(grad, group.cells)
                 elif part in norms:
                     grad = grad / norms[part]
                 group.view(self.grads, part).copy_(grad.transpose(0, 1))
@@ -306,31 +327,25 @@ def _unbound(gains: Tensor | None, slots: slice, group: _Group) -> Sequence[Tens
     return [None] * len(group.layers) if gains is None else gains[:, slots, None].unbind()
 
 
-def install(parent: nn.Module, layers: Mapping[str, nn.Linear], bank: AdapterBank) -> None:
-    """Put the bank on `parent`, whose linear layers `layers` are, by module name."""
+def _squares(layer: Layer, magnitude: str) -> Tensor:
+    """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
+    return whole(layer.weight.detach()).float().square().sum(axes_under(magnitude, layer))
+
+
+def install(parent: nn.Module, layers: Mapping[str, Layer], bank: AdapterBank) -> None:
+    """Put the bank on `parent`, whose layers `layers` are, by module name."""
     for index, (name, layer) in enumerate(layers.items()):
-        _replace(parent, name, BankLinear(layer, bank, index))
+        kind = BankConv if isinstance(layer, nn.Conv2d) else BankLinear
+        _replace(parent, name, kind(layer, bank, index))
 
 
 def uninstall(parent: nn.Module) -> None:
     """Put back the layers that `install` replaced."""
     for name, module in list(parent.named_modules()):
-        if isinstance(module, BankLinear):
+        if isinstance(module, BankLayer):
             _replace(parent, name, module.base_layer)
 
 
 def _replace(parent: nn.Module, name: str, module: nn.Module) -> None:
     path, _, child = name.rpartition(".")
     setattr(parent.get_submodule(path), child, module)
-
-
-def _squares(layer: nn.Linear, magnitude: str) -> Tensor:
-    """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
-    axis = 1 if magnitude == OUTPUT_MAGNITUDE else 0
-    return whole(layer.weight.detach()).float().square().sum(axis)
-
-
-def _unpadded(tensor: Tensor, part: str, rank: int) -> Tensor:
-    if part == DOWN:
-        return tensor[:rank]
-    return tensor[:, :rank] if part == UP else tensor

@@ -6,12 +6,15 @@ products forward and five back, whatever K is: small models wait for launches, n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from training.pack.parts import Layer
 
 if TYPE_CHECKING:
     from training.pack.bank import AdapterBank
@@ -24,7 +27,7 @@ class LayerTensors:
     Factors are in the type of the computation, gains and gradients in fp32.
     """
 
-    down: Tensor  # (K, R, in)
+    down: Tensor  # (K, R, in); for a kernel (K, R·cells, in), see `by_cell`
     up: Tensor  # (K, out, R), times alpha/rank
     input_gain: Tensor | None  # (K, 1, in); DoRA's magnitude/norm, 1 for other slots
     output_gain: Tensor | None  # (K, 1, out)
@@ -34,25 +37,35 @@ class LayerTensors:
     output_gain_grad: Tensor | None
 
 
-class BankLinear(nn.Module):
+class BankLayer(nn.Module, ABC):
     """Stands in the base for `base_layer` as long as the bank is on it."""
 
-    def __init__(self, base_layer: nn.Linear, bank: AdapterBank, index: int) -> None:
+    def __init__(self, base_layer: Layer, bank: AdapterBank, index: int) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.bank = bank
         self._index = index
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows of the batch go to the slots in order, the same number to each.  # (N, ..., in)"""
+        """Rows of the batch go to the slots in order, the same number to each."""
         if self.bank.is_off:
             bare: Tensor = self.base_layer(x)
             return bare
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        layer = self.bank.layer_tensors(self._index, dtype)
+        return self._packed(x.to(dtype), self.bank.layer_tensors(self._index, dtype))
+
+    @abstractmethod
+    def _packed(self, x: Tensor, layer: LayerTensors) -> Tensor:
+        """The output with every slot's update on its own rows."""
+
+
+class BankLinear(BankLayer):
+    """For a linear layer.  # (N, ..., in) -> (N, ..., out)"""
+
+    def _packed(self, x: Tensor, layer: LayerTensors) -> Tensor:
         weight, bias = self.base_layer.weight, self.base_layer.bias
-        output: Tensor = _PackedLinear.apply(x.to(dtype), self.bank.anchor, weight, bias, layer)
+        output: Tensor = _PackedLinear.apply(x, self.bank.anchor, weight, bias, layer)
         return output
 
 

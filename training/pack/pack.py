@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from training.adapters import attach_pack, detach, initial_adapter
-from training.checkpoints import Contents, list_checkpoints, load_checkpoint
+from training.checkpoints import Contents, last_with_state, load_checkpoint
 from training.families import Base
 from training.pack.bank import AdapterBank
 from training.pack.slot import Slot, Trial
@@ -30,6 +30,10 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
     )
 
 
+#: A trial, and where it goes on.
+Seat = tuple[Trial, Contents]
+
+
 @dataclass(frozen=True)
 class Pack:
     """The bank on the base and its slots, in the bank's order."""
@@ -39,15 +43,18 @@ class Pack:
     slots: tuple[Slot, ...]
     scaled: bool
 
-    def without(self, gone: Iterable[Slot]) -> Pack | None:
-        """The pack of the other slots; None, and a bare base, if there are none."""
+    def without(self, gone: Iterable[Slot], joining: Sequence[Seat] = ()) -> Pack | None:
+        """The pack of the other slots and those that join; None, and a bare base, if nobody sits.
+
+        The others go on from what they hold, number for number.
+        """
         left = [slot for slot in self.slots if slot not in set(gone)]
-        seats = [(slot.trial, slot.contents()) for slot in left]
+        seats = [*((slot.trial, slot.contents()) for slot in left), *joining]
         detach(self.base)
         return seat(self.base, seats, self.scaled) if seats else None
 
 
-def seat(base: Base, seats: Sequence[tuple[Trial, Contents]], scaled: bool) -> Pack:
+def seat(base: Base, seats: Sequence[Seat], scaled: bool) -> Pack:
     """Put the trials on `base`, which has no adapter on it.
 
     Raises ValueError if they cannot share a pack, UserError for contents that do not fit `base`.
@@ -61,8 +68,8 @@ def seat(base: Base, seats: Sequence[tuple[Trial, Contents]], scaled: bool) -> P
 
 def last_contents(base: Base, trial: Trial) -> Contents:
     """Where the trial goes on: its last whole checkpoint, else its first weights at step 0."""
-    checkpoints = list_checkpoints(trial.trial_dir)
-    if checkpoints:
-        return load_checkpoint(checkpoints[-1].path)
+    last = last_with_state(trial.trial_dir)
+    if last is not None:
+        return load_checkpoint(last.path)
     recipe = trial.recipe
     return Contents(0, recipe, initial_adapter(base, recipe.network, recipe.seed), {})

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.pack.parts import DOWN, UP, Parts
 from training.recipe import Network
-
-#: (module name, part) -> tensor
-Parts = dict[tuple[str, str], Tensor]
-DOWN, UP = "lora_A", "lora_B"
 
 
 def stacked(trained: Parts, first: Parts) -> Parts:
@@ -28,19 +25,19 @@ def stacked(trained: Parts, first: Parts) -> Parts:
     }
 
 
-def unstacked(whole: Parts, rank: int) -> tuple[Parts, Parts]:
+def unstacked(whole: Parts) -> tuple[Parts, Parts]:
     """What `stacked` was given: the trained parts, and A0 and -B0."""
     trained, first = dict(whole), {}
     for key, tensor in whole.items():
         if key[1] in (DOWN, UP):
-            trained[key], first[key] = tensor.split(rank, _axis(key))
+            trained[key], first[key] = tensor.chunk(2, _axis(key))
     return trained, first
 
 
 def small_factors(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """A over A - A0, and (B - B0, B0), of the same product as A over A0 and (B, -B0).
 
-    # (2r, in), (out, 2r) -> the same shapes
+    # (2r, in), (out, 2r) -> the same shapes; kernels likewise
     """
     trained_down, first_down = down.chunk(2)
     trained_up, minus_first_up = up.chunk(2, dim=1)
@@ -66,9 +63,9 @@ class FirstFactors:
         self,
         networks: Sequence[Network],
         weights: Tensor,
-        split: Callable[[int, Tensor, int], Parts],
+        split: Callable[[int, Tensor, bool], Parts],
     ) -> None:
-        """`split(slot, row, rank)` gives a row's parts as views.  # weights: (K, P)"""
+        """`split(slot, row, True)` gives a row's parts as files have them.  # weights: (K, P)"""
         numbers = torch.arange(weights.numel(), device=weights.device).view_as(weights)
         self._offset = torch.zeros_like(weights)
         self._parts: dict[int, Parts] = {}
@@ -76,7 +73,7 @@ class FirstFactors:
         for slot, network in enumerate(networks):
             if network.init != "pissa":
                 continue
-            first, second = unstacked(split(slot, numbers[slot], 2 * network.rank), network.rank)
+            first, second = unstacked(split(slot, numbers[slot], True))
             for part in (DOWN, UP):
                 keys = tuple(key for key in second if key[1] == part)
                 self._places[slot, part] = _Places(

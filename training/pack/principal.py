@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioning import UserError
+from training.pack.parts import DOWN, UP, Layer, has_kernel, part_shape
 from training.recipe import Network
 from training.sharding import whole
 
@@ -27,21 +28,24 @@ class _Principal:
     right: Tensor  # (n, in)
 
 
-_known: WeakKeyDictionary[nn.Linear, _Principal] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Layer, _Principal] = WeakKeyDictionary()
 
 
-def principal_factors(name: str, layer: nn.Linear, network: Network) -> tuple[Tensor, Tensor]:
+def principal_factors(name: str, layer: Layer, network: Network) -> tuple[Tensor, Tensor]:
     """A over A0 and (B, -B0), where A = A0 and B = B0 still.
 
     Meng et al. 2024 ("PiSSA", eq. 2 and 3), with the scale s of the update as in PEFT: of the r
     largest of W = U·S·Vᵀ, A0 = √(S/s)·Vᵀ and B0 = U·√(S/s). They train s·B·A on W - s·B0·A0; the
     base is not changed here, so the update is s·(B·A - B0·A0), to which PEFT converts on saving.
-    Raises UserError if the layer `name` has fewer than r.  # (2r, in), (out, 2r)
+    A kernel is the matrix that it is when flattened behind its first axis. `network` has the rank
+    and alpha of such layers. Raises UserError if the layer `name` has fewer than r values.
+    # (2r, in), (out, 2r); of kernels as in files
     """
-    most = min(layer.weight.shape)
+    most = min(layer.weight.flatten(1).shape)
     if network.rank > most:
+        own = has_kernel(layer.weight.shape) and network.conv_rank is not None
         raise UserError(
-            "recipe: network.rank",
+            f"recipe: network.{'conv_rank' if own else 'rank'}",
             f"{network.rank}, but {name} has {most} singular values to start from",
             f"set it to {most} or less, or network.init to default",
         )
@@ -49,16 +53,19 @@ def principal_factors(name: str, layer: nn.Linear, network: Network) -> tuple[Te
     roots = (found.values[: network.rank] / network.scale).sqrt()
     down = roots[:, None] * found.right[: network.rank]
     up = found.left[:, : network.rank] * roots
-    return torch.cat([down, down]), torch.cat([up, -up], dim=1)
+    return (
+        torch.cat([down, down]).view(part_shape(DOWN, 2 * network.rank, layer)),
+        torch.cat([up, -up], dim=1).view(part_shape(UP, 2 * network.rank, layer)),
+    )
 
 
-def _decompose(layer: nn.Linear, rank: int) -> _Principal:
+def _decompose(layer: Layer, rank: int) -> _Principal:
     """The first terms, `rank` or more of them."""
     known = _known.get(layer)
     version = layer.weight._version
     if known is not None and known.version == version and len(known.values) >= rank:
         return known
-    weight = whole(layer.weight.detach()).float().cpu()
+    weight = whole(layer.weight.detach()).flatten(1).float().cpu()
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     left, right = left[:, :rank], right[:rank]
     # A pair of singular vectors has no sign of its own, and libraries differ in it: the largest

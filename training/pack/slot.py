@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from training.adapters import adapter_state, state_name
 from training.checkpoints import Contents
 from training.latents import LatentCache
-from training.pack.bank import UP, AdapterBank
+from training.pack.bank import AdapterBank
 from training.pack.optimizer import RowOptimizer
+from training.pack.parts import UP
 from training.recipe import Recipe
 
 # In a checkpoint's state: the trained weights, where its adapter has others.

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.checkpoints import drop_state, list_checkpoints, load_checkpoint
+from training.families import Base
+from training.latents import LatentCache
+from training.loop import train
+from training.recipe import Recipe
+from training.retention import drop_other_states
+
+RECIPE = Recipe(steps=4, checkpoint_every=1, batch_size=1)
+
+
+@pytest.fixture
+def trial_dir(tiny_base: Base, tiny_cache: LatentCache, tmp_path: Path) -> Path:
+    train(tiny_base, tiny_cache, RECIPE, tmp_path / "trial")
+    return tmp_path / "trial"
+
+
+def with_state(trial_dir: Path) -> list[int]:
+    return [one.step for one in list_checkpoints(trial_dir) if one.has_state]
+
+
+def test_a_dropped_state_leaves_the_adapter_whole(trial_dir: Path) -> None:
+    first = list_checkpoints(trial_dir)[0]
+    before = load_checkpoint(first.path)
+    drop_state(first)
+    drop_state(first)
+    assert not (first.path / "state.safetensors").exists()
+    after = load_checkpoint(first.path)
+    assert after.state == {} and before.state
+    assert all(torch.equal(after.adapter[name], t) for name, t in before.adapter.items())
+    assert [one.step for one in list_checkpoints(trial_dir)] == [1, 2, 3, 4]
+    # Damage still shows.
+    (first.path / "adapter.safetensors").write_bytes(b"cut off")
+    assert [one.step for one in list_checkpoints(trial_dir)] == [2, 3, 4]
+
+
+def test_a_state_that_is_merely_lost_makes_the_checkpoint_torn(trial_dir: Path) -> None:
+    (trial_dir / "step-000002/state.safetensors").unlink()
+    assert [one.step for one in list_checkpoints(trial_dir)] == [1, 3, 4]
+
+
+def test_training_goes_on_from_the_last_checkpoint_that_has_its_state(
+    tiny_base: Base, tiny_cache: LatentCache, trial_dir: Path, tmp_path: Path
+) -> None:
+    wanted = load_checkpoint(trial_dir / "step-000004").adapter
+    for checkpoint in list_checkpoints(trial_dir)[1:]:
+        drop_state(checkpoint)
+    assert train(tiny_base, tiny_cache, RECIPE, trial_dir) == 4
+    found = load_checkpoint(trial_dir / "step-000004")
+    assert found.state and all(torch.equal(found.adapter[name], t) for name, t in wanted.items())
+    lines = (trial_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_without_scores_only_the_last_is_kept(trial_dir: Path) -> None:
+    drop_other_states(trial_dir)
+    assert with_state(trial_dir) == [4]

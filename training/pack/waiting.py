@@ -1,0 +1,64 @@
+"""Trials of a pack that wait for a seat: the first come first.
+
+Trials with what is on disk of them in, seats for a pack out, their folders made ready.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from training.batches import samples_per_step
+from training.checkpoints import begun_with, last_with_state, remove_unfinished
+from training.families import Base
+from training.pack.pack import Seat, last_contents
+from training.pack.slot import Trial
+from training.recipe import Recipe
+from training.telemetry import drop_rows_after
+
+
+class Waiting:
+    """The trials that are not finished and have no seat yet."""
+
+    def __init__(self, trials: Sequence[Trial], rank: int) -> None:
+        """Only rank 0 touches the trials' folders."""
+        #: The last step done of every trial, as its last whole checkpoint has it.
+        self.done = {trial.id: _last_step(trial) for trial in trials}
+        self._trials = deque(t for t in trials if self.done[t.id] < t.recipe.steps)
+        self._rank = rank
+
+    def __bool__(self) -> bool:
+        return bool(self._trials)
+
+    @property
+    def shared(self) -> Recipe:
+        """The next trial's recipe; all have the same in what a pack shares."""
+        return self._trials[0].recipe
+
+    def step_samples(self, workers: int) -> int:
+        """The samples of a step: as the trials began, else those of so many workers.
+
+        Raises ValueError for trials that differ in it.
+        """
+        found = {
+            begun_with(trial.trial_dir) or samples_per_step(trial.recipe, workers)
+            for trial in self._trials
+        }
+        if len(found) != 1:
+            raise ValueError(f"trials of a pack must have the same samples per step, not {found}")
+        return found.pop()
+
+    def next_seats(self, base: Base, count: int | None) -> list[Seat]:
+        """At most `count` trials (None: all) with what they go on from; they wait no more."""
+        left = len(self._trials)
+        joining = [self._trials.popleft() for _ in range(left if count is None else count) if self]
+        for trial in joining if self._rank == 0 else ():
+            trial.trial_dir.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(trial.trial_dir)
+            drop_rows_after(trial.trial_dir, self.done[trial.id])
+        return [(trial, last_contents(base, trial)) for trial in joining]
+
+
+def _last_step(trial: Trial) -> int:
+    last = last_with_state(trial.trial_dir)
+    return 0 if last is None else min(last.step, trial.recipe.steps)
