@@ -112,8 +112,10 @@ def _make_bucket(place: str, server: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports from 20000 to 22767: SeaweedFS listens for gRPC 10000 above each, and both stay clear of
-    Ray's workers (to 19999) and of the ports that Linux gives to outgoing connections (from 32768).
+    """Ports from 20000 to 22767, since SeaweedFS listens for gRPC 10000 above each.
+
+    Both stay clear of Ray's workers (to 19999) and of the ports that Linux gives to outgoing
+    connections (from 32768).
     """
     found: list[int] = []
     for port in random.SystemRandom().sample(range(20_000, 22_768), 200):
