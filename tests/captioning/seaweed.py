@@ -17,7 +17,6 @@ import minio
 import urllib3
 
 START_S = 60.0  # it takes about four on two idle cores
-STARTS = 3  # another server may take a port between its being found free and being listened at
 BUCKET = "farm"
 KEYS = {"AWS_ACCESS_KEY_ID": "farmkey", "AWS_SECRET_ACCESS_KEY": "farm-secret-value"}
 READER = {"AWS_ACCESS_KEY_ID": "readkey", "AWS_SECRET_ACCESS_KEY": "read-secret-value"}
@@ -33,34 +32,7 @@ def seaweed(folder: Path) -> Iterator[str]:
         ]
     }
     (folder / "s3.json").write_text(json.dumps(identities))
-    server, place = _start(folder)
-    try:
-        yield f"http://{place}"
-    finally:
-        server.kill()  # asked politely it takes 17 seconds, and nothing here is kept
-        server.wait()
-
-
-def _start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A server that answers, and its host and port."""
-    for left in reversed(range(STARTS)):
-        ports = _free_ports(4)
-        place = f"127.0.0.1:{ports[3]}"
-        server = _serve(folder, ports)
-        try:
-            _make_bucket(place, server, folder / "log")
-            return server, place
-        except BaseException as error:
-            died = server.poll() is not None
-            server.kill()
-            server.wait()
-            if not (isinstance(error, RuntimeError) and died and left):
-                raise
-            print(f"SeaweedFS did not start, taking other ports: {error}", file=sys.stderr)
-    raise AssertionError("a server is either given or its error raised")
-
-
-def _serve(folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
+    ports = _free_ports(4)
     command = [
         str(Path(sys.executable).with_name("weed")),
         "server",
@@ -73,12 +45,20 @@ def _serve(folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
         f"-s3.port={ports[3]}",
         "-s3",
         "-s3.port.iceberg=0",
+        "-s3.port.lance=0",  # else at 9101, whoever else is there
+        "-master.telemetry=false",
         f"-s3.config={folder / 's3.json'}",
         "-filer",
         "-volume.max=0",  # as many volumes as the disk has room for
     ]
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        _make_bucket(f"127.0.0.1:{ports[3]}", server, folder / "log")
+        yield f"http://127.0.0.1:{ports[3]}"
+    finally:
+        server.kill()  # asked politely it takes 17 seconds, and nothing here is kept
+        server.wait()
 
 
 def _identity(name: str, keys: dict[str, str], actions: list[str]) -> dict[str, object]:
