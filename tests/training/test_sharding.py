@@ -52,9 +52,9 @@ def recipe(network: dict[str, Any], **changes: Any) -> Recipe:
 
 
 def make_job(
-    base: Path, dataset: DatasetVersion, clip: Path, folder: Path, batch_size: int
+    base: Path, dataset: DatasetVersion, clip: Path, folder: Path, targets: str, batch_size: int
 ) -> SweepJob:
-    """A pack of a LoRA, DoRAs on both axes and a PiSSA, scored at every checkpoint."""
+    """A LoRA, DoRAs on both axes and a PiSSA for two seats, scored at every checkpoint."""
     scoring = ScoringConfig(
         prompts=("{subject}, smile", "{subject}, hat"),
         unrelated=("a house",),
@@ -70,9 +70,14 @@ def make_job(
         dataset_path=str(dataset.path),
         latents_dir=str(folder / "latents"),
         trials=tuple(
-            TrialSpec(f"t{i}", recipe(network, batch_size=batch_size), folder / f"runs/t{i}")
+            TrialSpec(
+                f"t{i}",
+                recipe({**network, "targets": targets}, batch_size=batch_size),
+                folder / f"runs/t{i}",
+            )
             for i, network in enumerate(NETWORKS)
         ),
+        max_slots=2,
         scoring=scoring,
         score_dir=str(folder / "base"),
     )
@@ -114,10 +119,10 @@ def work(job: SweepJob, group: Group, stop_after: int | None = None) -> list[Eve
 
 
 def train_sharded(rank: int, jobs: list[SweepJob], folder: Path) -> None:
-    """Each stopped after three steps and gone on with; rank 0 writes down the events."""
+    """Each stopped in the third step and gone on with; rank 0 writes down the events."""
     group = Group(rank, 2)
     for number, job in enumerate(jobs):
-        before = work(job, group, stop_after=3)
+        before = work(job, group, stop_after=2)
         # As if a kill had left the first checkpoint unscored: it is then scored after training.
         if rank == 0 and job.scoring is not None:
             (job.trials[1].trial_dir / "step-000002/scores.json").unlink()
@@ -133,12 +138,12 @@ def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
     torch.set_num_threads(1)
     both: list[SweepJob] = []
     one: list[SweepJob] = []
-    for family in ("sdxl", "flux-dev"):
+    for family, targets in (("sdxl", "attention+ff+conv"), ("flux-dev", "attention")):
         folder = tmp_path / family
         base = tiny_families.build(family, folder / "model")
         arguments = base, frozen_dataset, tiny_clip_path
         for jobs, name, batch_size in ((both, "two", 2), (one, "one", 4)):
-            job = make_job(*arguments, folder / name, batch_size)
+            job = make_job(*arguments, folder / name, targets, batch_size)
             # FLUX without scores, to be quick: its forward pass is the same in training.
             jobs.append(job if family == "sdxl" else replace(job, scoring=None))
     both = [replace(job, strategy="fsdp") for job in both]
@@ -146,7 +151,10 @@ def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
     for number, (shared, alone) in enumerate(zip(both, one, strict=True)):
         before, after = json.loads((tmp_path / f"events-{number}.json").read_text())
         assert before[-1]["kind"] == "stopped"
-        assert [e["trial"] for e in after if e["kind"] == "finished"] == ["t0", "t1", "t2", "t3"]
+        resumed = [e["step"] for e in after if e["kind"] == "step" and e["trial"] == "t0"]
+        assert resumed == [3, 4]
+        finished = sorted(e["trial"] for e in after if e["kind"] == "finished")
+        assert finished == ["t0", "t1", "t2", "t3"]
         if shared.scoring is not None:
             assert ("t1", 2) in [(e["trial"], e["step"]) for e in after if e["kind"] == "score"]
         # What each worker holds of the frozen base.

@@ -45,7 +45,7 @@ class Waiting:
             for trial in self._trials
         }
         if len(found) != 1:
-            raise ValueError(f"trials of a pack must have the same samples per step, not {found}")
+            raise ValueError(f"trials of a pack must agree on the samples per step, found {found}")
         return found.pop()
 
     def next_seats(self, base: Base, count: int | None) -> list[Seat]:
