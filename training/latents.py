@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,9 @@ class LatentCache:
     empty_text: dict[str, Tensor]  # (...) each, of the empty caption
     prior_text: dict[str, Tensor]  # (N, ...) each, of the captions without the trigger, or empty
     picture: dict[str, Tensor]  # (N, ...) each, what the denoiser is told of the pictures
+    # What `text` (N times V) and `prior_text` are of, for text encoders that are trained.
+    captions: tuple[tuple[str, ...], ...] = ()
+    prior_captions: tuple[str, ...] = ()
 
     @property
     def orders(self) -> int:
@@ -111,12 +114,17 @@ def encode_dataset(
         "samples": [[sample.sha256, sample.caption] for sample in dataset.train],
     }
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
-    cached = _read(folder / key, key)
-    if cached is not None:
-        if progress:
-            progress(len(dataset.train), len(dataset.train))
-        return cached
-    return _encode(dataset, base, size_px, flip, captions, index, folder / key, progress)
+    cache = _read(folder / key, key)
+    if cache is None:
+        cache = _encode(dataset, base, size_px, flip, captions, index, folder / key, progress)
+    elif progress:
+        progress(len(dataset.train), len(dataset.train))
+    samples, priors = dataset.train, dataset.train if captions.without_trigger else ()
+    return replace(
+        cache,
+        captions=tuple(tag_orders(s.caption, captions.orders, captions.kept) for s in samples),
+        prior_captions=tuple(without_trigger(s.caption, dataset.trigger) for s in priors),
+    )
 
 
 def _encode(

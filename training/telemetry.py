@@ -13,10 +13,9 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioning import write_atomic
-from training.families import Base
 from training.pack.pack import Pack
 from training.sharding import held_bytes
 
@@ -71,20 +70,23 @@ def pack_facts(pack: Pack) -> Row:
     """The bytes that each trial adds to the base, and those of the base, counted tensor by tensor.
 
     A slot's are its weights, its gradients and its optimiser's state, which is there after the
-    first step. Activations, which a pack has while it computes a step, are not among them.
+    first step. Text encoders that are trained stay in memory, and are counted beside the denoiser.
+    Activations, which a pack has while it computes a step, are not among them.
     """
+    encoders = pack.base.loaded_text_encoders if pack.base.text_is_adapted else {}
     return {
         "trials": [slot.trial.id for slot in pack.slots],
         "slot_bytes": [
             pack.bank.slot_bytes() + _state_bytes(slot.optimizer) for slot in pack.slots
         ],
-        "base_bytes": base_bytes(pack.base),
+        "base_bytes": base_bytes(pack.base.denoiser),
+        "text_encoder_bytes": sum(base_bytes(encoder) for encoder in encoders.values()),
     }
 
 
-def base_bytes(base: Base) -> int:
-    """The frozen denoiser's in this worker, which all trials of a pack share."""
-    tensors = [*base.denoiser.parameters(), *base.denoiser.buffers()]
+def base_bytes(network: nn.Module) -> int:
+    """Those of a frozen network on this worker, which all trials of a pack share."""
+    tensors = [*network.parameters(), *network.buffers()]
     return sum(held_bytes(tensor) for tensor in tensors)
 
 

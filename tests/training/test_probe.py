@@ -52,8 +52,12 @@ def test_a_probe_has_the_shapes_of_the_recipe(tiny_base: Base) -> None:
     assert torch.equal(cache.empty_text["text"], cache.text["text"][0, 0])
 
 
-def test_a_recipe_of_one_step_is_measured_too(tiny_base_path: Path) -> None:
-    measured = measure_pack(request(tiny_base_path, recipe(steps=1, checkpoint_every=1)))
+@pytest.mark.parametrize("network", [{"rank": 4}, {"rank": 4, "text_encoder": {"rank": 2}}])
+def test_a_recipe_of_one_step_is_measured_too(
+    tiny_base_path: Path, network: dict[str, Any]
+) -> None:
+    one = recipe(steps=1, checkpoint_every=1, network=network, prior_weight=1.0)
+    measured = measure_pack(request(tiny_base_path, one))
     assert measured is not None
     assert measured.step_s > 0
 

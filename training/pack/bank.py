@@ -30,6 +30,7 @@ from training.pack.parts import (
     Parts,
     axes_under,
     flat_shape,
+    is_of_encoder,
     network_of,
     parts_of,
     unpadded,
@@ -45,10 +46,11 @@ GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)
 CLIP_EPS = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Group:
-    """The L layers of one shape, which are handled at once."""
+    """The L layers of one shape and of one kind, which are handled at once."""
 
+    of_encoder: bool  # of text encoders, not of the denoiser
     indices: tuple[int, ...]  # of its layers in the bank
     names: tuple[str, ...]
     layers: tuple[Layer, ...]
@@ -80,7 +82,8 @@ class AdapterBank:
         component: str = "unet",
         device: torch.device | None = None,
     ) -> None:
-        """`layers` of `component` by module name, on one device. Weights are zero until `load`.
+        """`layers` of `component` and of text encoders by name (`parts.TEXT_ENCODER`), on one
+        device. Weights are zero until `load`.
 
         `device` is where they compute, if not where their weights are (in the host's memory).
         """
@@ -106,20 +109,22 @@ class AdapterBank:
         if any(network.init == "pissa" for network in networks):
             self._first = FirstFactors(networks, self.weights, self._split)
         self._acting: Tensor | None = None  # the rows that the layers compute with
-        self._norms: list[dict[str, Tensor]] | None = None  # by group and magnitude, (L, K, dim)
-        self._tensors: dict[tuple[torch.dtype, int | None], list[LayerTensors]] = {}
+        self._of_encoder = [is_of_encoder(name) for name in layers]
+        self._norms: dict[_Group, dict[str, Tensor]] = {}  # by magnitude, (L, K, dim)
+        self._tensors: dict[tuple[torch.dtype, int | None, bool], dict[int, LayerTensors]] = {}
         self._alone: int | None = None
         self.is_off = False
 
     def _make_groups(self, layers: Mapping[str, Layer], parts: Sequence[str]) -> list[_Group]:
-        by_shape: dict[tuple[int, ...], list[int]] = {}
+        alike: dict[tuple[bool, torch.Size], list[int]] = {}
         names, modules = list(layers), list(layers.values())
-        for index, layer in enumerate(modules):
-            by_shape.setdefault(tuple(layer.weight.shape), []).append(index)
+        for index, (name, layer) in enumerate(layers.items()):
+            alike.setdefault((is_of_encoder(name), layer.weight.shape), []).append(index)
         groups, start = [], 0
-        for shape, indices in by_shape.items():
+        for (of_encoder, shape), indices in alike.items():
             own = tuple(modules[index] for index in indices)
-            networks = tuple(network_of(network, shape) for network in self.networks)
+            first = names[indices[0]]
+            networks = tuple(network_of(network, first, shape) for network in self.networks)
             rank = max(network.stored_rank for network in networks)
             shapes = {part: flat_shape(part, rank, own[0]) for part in parts}
             columns = {}
@@ -139,6 +144,7 @@ class AdapterBank:
             scales = torch.tensor([network.scale for network in networks], device=self.device)
             groups.append(
                 _Group(
+                    of_encoder,
                     tuple(indices),
                     tuple(names[index] for index in indices),
                     own,
@@ -203,7 +209,7 @@ class AdapterBank:
     def changed(self) -> None:
         """To be called after every change of `weights`."""
         self._acting = None
-        self._norms = None
+        self._norms.clear()
         self._tensors.clear()
 
     @contextmanager
@@ -225,19 +231,28 @@ class AdapterBank:
             self.is_off = before
 
     def layer_tensors(self, index: int, dtype: torch.dtype) -> LayerTensors:
-        """The tensors of layer `index`, made once for each state of the weights."""
-        key = (dtype, self._alone)
+        """The tensors of layer `index`, made once for each state of the weights.
+
+        Those of the denoiser and of text encoders apart: where workers share the former's weights,
+        they must all gather them together, in its forward pass.
+        """
+        key = (dtype, self._alone, self._of_encoder[index])
         if key not in self._tensors:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._tensors[key] = self._make_tensors(dtype, self._alone)
+                self._tensors[key] = self._make_tensors(*key)
         return self._tensors[key][index]
 
-    def _make_tensors(self, dtype: torch.dtype, alone: int | None) -> list[LayerTensors]:
-        if self._norms is None:
-            self._norms = [self._group_norms(group) for group in self._groups]
+    def _make_tensors(
+        self, dtype: torch.dtype, alone: int | None, of_encoder: bool
+    ) -> dict[int, LayerTensors]:
         slots = slice(None) if alone is None else slice(alone, alone + 1)
         tensors: dict[int, LayerTensors] = {}
-        for group, norms in zip(self._groups, self._norms, strict=True):
+        for group in self._groups:
+            if group.of_encoder != of_encoder:
+                continue
+            if group not in self._norms:
+                self._norms[group] = self._group_norms(group)
+            norms = self._norms[group]
             # One entry per layer: the factors, the gains, and the gradients of both.
             columns: list[Sequence[Tensor | None]] = [
                 by_cell(self._block(group, DOWN), group.cells)[:, slots].to(dtype).unbind(),
@@ -252,7 +267,7 @@ class AdapterBank:
                 columns.append(_unbound(group.grads[magnitude] if is_used else None, slots, group))
             for index, *own in zip(group.indices, *columns, strict=True):
                 tensors[index] = LayerTensors(*own)
-        return [tensors[index] for index in range(len(tensors))]
+        return tensors
 
     def _is_used(self, magnitude: str, alone: int | None) -> bool:
         return alone is None or magnitude in parts_of(self.networks[alone])
@@ -299,9 +314,9 @@ class AdapterBank:
 
         By the chain rule: the scale for B, one over the norm for a magnitude.
         """
-        if self._norms is None:
+        if len(self._norms) < len(self._groups):
             raise RuntimeError("the weights have changed since the layers added up gradients")
-        for group, norms in zip(self._groups, self._norms, strict=True):
+        for group, norms in self._norms.items():
             for part, grad in group.grads.items():
                 if part == UP:
                     grad = grad * group.scales
@@ -332,9 +347,14 @@ def _squares(layer: Layer, magnitude: str) -> Tensor:
     return whole(layer.weight.detach()).float().square().sum(axes_under(magnitude, layer))
 
 
-def install(parent: nn.Module, layers: Mapping[str, Layer], bank: AdapterBank) -> None:
-    """Put the bank on `parent`, whose layers `layers` are, by module name."""
-    for index, (name, layer) in enumerate(layers.items()):
+def install(
+    parent: nn.Module, layers: Mapping[str, Layer], bank: AdapterBank, first: int = 0
+) -> None:
+    """Put the bank on `parent`, whose layers `layers` are, by module name.
+
+    They are those of the bank from number `first` on.
+    """
+    for index, (name, layer) in enumerate(layers.items(), first):
         kind = BankConv if isinstance(layer, nn.Conv2d) else BankLinear
         _replace(parent, name, kind(layer, bank, index))
 
