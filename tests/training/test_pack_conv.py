@@ -418,7 +418,7 @@ def test_factored_norms_are_those_of_the_full_kernel(
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=2e-3 * size)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "flux2", "zimage", "qwen_image"])
 def test_transformers_have_no_convolutions_to_adapt(family: str) -> None:
     with pytest.raises(UserError, match=r"sweep.yaml: network.targets.*transformer"):
         fit_recipe(small(locon()), family, "sweep.yaml")
