@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import Batch, draw_batch, places_of, samples_per_step
+from training.batches import Batch, draw_batch, of_one_shape, places_of, samples_per_step
 from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
@@ -253,16 +253,21 @@ def _add_up_gradients(
         for micro_step in range(split.accumulation):
             places = places_of(split, micro_step, rank, world_size)
             batches = [_draw(base, slot, places, world_size) for slot in slots]
-            with _autocast(base.device, precision):
-                errors = pack_losses(base, bank, slots, batches)  # (K, B)
-            # Every micro-batch has as many samples, so the mean of means is the mean. Added up
-            # over the slots: no sample's gradient reaches another slot.
-            micro_losses = errors.mean(dim=1) / split.accumulation  # (K,)
-            scaled = [
-                slot.scaler.scale(loss) for slot, loss in zip(slots, micro_losses, strict=True)
-            ]
-            torch.stack(scaled).sum().backward()
-            losses += micro_losses.detach()
+            # Slots whose buckets differ in shape compute one after the other.
+            for alike in of_one_shape(batches):
+                own = [slots[index] for index in alike]
+                with bank.only(alike):
+                    with _autocast(base.device, precision):
+                        errors = pack_losses(base, bank, own, [batches[index] for index in alike])
+                    # Every micro-batch has as many samples, so the mean of means is the mean.
+                    # Added up over the slots: no sample's gradient reaches another slot.
+                    micro_losses = errors.mean(dim=1) / split.accumulation  # (k,)
+                    scaled = [
+                        slot.scaler.scale(loss)
+                        for slot, loss in zip(own, micro_losses, strict=True)
+                    ]
+                    torch.stack(scaled).sum().backward()
+                losses[alike] += micro_losses.detach()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
