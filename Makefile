@@ -12,7 +12,7 @@ demo: .venv/installed
 # Files of tests run side by side, the slow ones not left to the end; more than four at once would
 # starve the servers in some of them.
 test: check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

@@ -59,6 +59,10 @@ def estimate_command(
         console.print(f"training: {duration(sum(known))}; {scoring}")
     if workers > 1:
         console.print(f"one worker was measured: what {workers} exchange at a step is not in it")
+    if home.settings.strategy == "fsdp":
+        console.print(
+            f"the whole base was measured, of which each worker holds 1/{workers}: it takes less"
+        )
     lacking = [estimate for estimate in estimates if not fits(estimate.measured, limit)]
     for estimate in lacking:
         _advise(estimator, estimate, limit, console)

@@ -60,6 +60,13 @@ class Settings(BaseModel):
         "here: s3://bucket/prefix or a shared folder; none means the home alone.",
     )
     workers: int = Field(1, ge=1, le=1024, description="Ray Train workers in a worker group.")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Start with as few workers as this when no more find a place, at the beginning "
+        "and after a death; the results are the same. None means wait for all.",
+    )
     cpus_per_worker: int = Field(
         default_factory=lambda: max(1, os.cpu_count() or 1),
         ge=1,
@@ -85,12 +92,43 @@ class Settings(BaseModel):
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."
     )
+    gpus_per_worker: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="What a worker books of a GPU in Ray's accounts, so that other farms on the "
+        "same cluster find a place beside it. It does not limit the memory that is used.",
+    )
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: every worker holds the whole frozen base. fsdp: every worker holds its "
+        "share of it, for a base that does not fit one GPU. The results are the same.",
+    )
+    offload_base: bool = Field(
+        False,
+        description="With fsdp on GPUs: keep the shares in the host's memory, and on the GPU only "
+        "the block that computes. Much slower.",
+    )
 
     @model_validator(mode="after")
     def _each_model_named_once(self) -> Settings:
         for name in ("tagger", "captioner"):
             if self.observers is not None and getattr(self, name) is not None:
                 raise ValueError(f"`{name}` and `observers` are both set: name it in `observers`")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_fit_together(self) -> Settings:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"`min_workers` is {self.min_workers}, and `workers` {self.workers}")
+        if self.gpus_per_worker < 1 and self.workers > 1:
+            # NCCL: "Duplicate GPU detected".
+            raise ValueError(
+                "`gpus_per_worker` below 1 needs `workers: 1`: workers of one group cannot "
+                "exchange gradients on the same GPU"
+            )
+        if self.offload_base and self.strategy != "fsdp":
+            raise ValueError("`offload_base` needs `strategy: fsdp`")
         return self
 
 

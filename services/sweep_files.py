@@ -25,6 +25,7 @@ from training import (
     Score,
     ScoringConfig,
     list_checkpoints,
+    samples_per_step_at,
     views_per_image,
 )
 
@@ -106,7 +107,8 @@ def candidates(
 ) -> list[Candidate]:
     """Every checkpoint of the sweep that was scored as the sweep asks for.
 
-    `workers` trained it: a batch is one worker's, so it decides what a step is in views.
+    A batch is one worker's, so that `workers` decide what a step is in views, unless the checkpoint
+    says how many samples it had.
 
     A trial that several sweeps share may still have the scores of another one.
     """
@@ -120,7 +122,9 @@ def candidates(
             score = Score.load(checkpoint.path)
             if _comparable(score.config) == wanted:
                 step = checkpoint.step
-                views = views_per_image(step, planned.recipe, len(dataset.train), workers)
+                samples = samples_per_step_at(checkpoint.path)
+                pictures = len(dataset.train)
+                views = views_per_image(step, planned.recipe, pictures, workers, samples)
                 found.append(
                     Candidate(planned.trial, step, network.rank, network.method, score, views)
                 )

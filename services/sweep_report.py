@@ -25,7 +25,14 @@ from services.report import (
 from services.settings import Home
 from services.sweep import PlannedTrial, plan_sweep
 from services.sweep_files import base_scores, candidates, dataset_of, newest_sweep
-from training import SUBJECT_SLOT, Candidate, Winner, choose_winner, views_per_image
+from training import (
+    SUBJECT_SLOT,
+    Candidate,
+    Winner,
+    begun_with,
+    choose_winner,
+    views_per_image,
+)
 
 
 def write_report(
@@ -123,13 +130,16 @@ def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> 
         if standing.candidate.trial == planned.trial
     }
     network = planned.recipe.network
+    trial_dir = home.store.runs / planned.trial
     return read_trial(
-        home.store.runs / planned.trial,
+        trial_dir,
         trial=planned.trial,
         method=network.method,
         rank=network.rank,
         failed_guards=failed,
-        views_per_step=views_per_image(1, planned.recipe, pictures, home.settings.workers),
+        views_per_step=views_per_image(
+            1, planned.recipe, pictures, home.settings.workers, begun_with(trial_dir)
+        ),
     )
 
 

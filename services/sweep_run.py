@@ -169,6 +169,8 @@ def run_sweep(
         score_dir=str(scores_dir(home.store, record)),
         max_slots=home.settings.trials_per_pack,
         gradient_checkpointing=home.settings.gradient_checkpointing,
+        strategy=home.settings.strategy,
+        offload_base=home.settings.offload_base,
         keep_all_states=home.settings.optimizer_states == "all",
     )
     settings = home.settings
@@ -188,6 +190,8 @@ def run_sweep(
                     settings.cpus_per_worker,
                     uses_gpu(settings),
                     storage=sweep_dir(home.store, record) / "ray",
+                    min_workers=settings.min_workers,
+                    gpus_per_worker=settings.gpus_per_worker,
                 )
             if watcher.scoring_seconds:
                 seconds = statistics.median(watcher.scoring_seconds)

@@ -3,9 +3,11 @@
 from training.checkpoints import (
     Checkpoint,
     Contents,
+    begun_with,
     check_checkpoints,
     list_checkpoints,
     load_checkpoint,
+    samples_per_step_at,
 )
 from training.export import ExportReport, VerificationError, export_adapter
 from training.families import (
@@ -65,6 +67,7 @@ __all__ = [
     "Winner",
     "base_facts",
     "base_hash",
+    "begun_with",
     "check_checkpoints",
     "choose_winner",
     "encode_dataset",
@@ -80,6 +83,7 @@ __all__ = [
     "resolve_precision",
     "run_trials",
     "sample",
+    "samples_per_step_at",
     "score_base",
     "score_checkpoint",
     "steps_for_views",

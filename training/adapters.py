@@ -30,6 +30,7 @@ from training.pack.parts import (
 )
 from training.pack.principal import principal_factors
 from training.recipe import CONV_PRESET, Network
+from training.sharding import whole
 
 
 def target_modules(base: Base, network: Network) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
         if network.init == "pissa":
             parts[name, DOWN], parts[name, UP] = principal_factors(name, layer, own)
         for part in parts_of(network)[2:]:
-            weight = layer.weight.detach().float()
+            weight = whole(layer.weight.detach()).float()
             norms = torch.linalg.vector_norm(weight, dim=axes_under(part, layer)).cpu()
             parts[name, part] = norms.view(part_shape(part, own.rank, layer))
     return {state_name(base.denoiser_name, *key): tensor for key, tensor in sorted(parts.items())}
@@ -133,7 +134,8 @@ def attach_pack(
     layers = target_layers(base, adapters[0][0])
     for network, state in adapters:
         _check(base, layers, network, state)
-    bank = AdapterBank(layers, [network for network, _ in adapters], base.denoiser_name)
+    networks = [network for network, _ in adapters]
+    bank = AdapterBank(layers, networks, base.denoiser_name, base.device)
     for slot, (_, state) in enumerate(adapters):
         own = bank.split(slot, bank.weights[slot])
         bank.load(slot, {key: state[state_name(base.denoiser_name, *key)] for key in own})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class Batch:
 def places_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> range:
     """The places that worker `rank` trains in micro-batch `micro_step` of a step.
 
-    Over all micro-steps and ranks these are exactly 0..samples_per_step-1, each once.
+    Over all micro-steps and ranks these are 0..samples_per_step-1, each once, and for a recipe from
+    `shared_out` perhaps later ones, which are to count nothing.
     """
     first = (micro_step * world_size + rank) * recipe.batch_size
     return range(first, first + recipe.batch_size)
@@ -45,6 +47,23 @@ def places_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> ra
 
 def samples_per_step(recipe: Recipe, world_size: int) -> int:
     return recipe.batch_size * recipe.accumulation * world_size
+
+
+def shared_out(recipe: Recipe, step_samples: int, world_size: int) -> Recipe:
+    """The recipe with the batch size and accumulation in which so many workers do a step.
+
+    `step_samples` are those of the workers that `batch_size` was written for: with as many workers
+    the recipe is returned as it is. Batches are never larger, and divide the step; the workers
+    compute as few samples one after the other as that allows. Where the batches cannot be dealt out
+    evenly, some workers have one less in the last micro-step.
+    """
+
+    def rounds(size: int) -> int:
+        return math.ceil(step_samples / (size * world_size))
+
+    sizes = [size for size in range(1, recipe.batch_size + 1) if step_samples % size == 0]
+    best = min(sizes, key=lambda size: (rounds(size) * size, -size))
+    return recipe.model_copy(update={"batch_size": best, "accumulation": rounds(best)})
 
 
 def draw_batch(

@@ -14,6 +14,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -61,6 +62,7 @@ class Contents:
     recipe: Recipe
     adapter: dict[str, Tensor]  # as adapters.adapter_state gives it: what is scored and exported
     state: dict[str, Tensor]  # as pack.slot.Slot.optimizer_state gives it; empty if dropped
+    step_samples: int | None = None  # of every step so far; None in checkpoints that do not say
 
 
 def save_checkpoint(
@@ -69,10 +71,12 @@ def save_checkpoint(
     recipe: Recipe,
     adapter: dict[str, Tensor],
     state: dict[str, Tensor],
+    step_samples: int | None = None,
 ) -> Checkpoint:
     """Write `trial_dir/step-NNNNNN/` atomically: a temporary folder, flushed, then renamed.
 
-    A torn folder of the same step is replaced. Raises OSError (a full disk) and leaves nothing.
+    `step_samples`, of all workers, go into the manifest: who goes on keeps them. A torn folder of
+    the same step is replaced. Raises OSError (a full disk) and leaves nothing.
     """
     target = trial_dir / f"step-{step:06d}"
     temporary = trial_dir / f"{_TEMPORARY}{target.name}"
@@ -81,12 +85,14 @@ def save_checkpoint(
         STATE_FILE: save(state),
         RECIPE_FILE: yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode(),
     }
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
         "torch": torch.__version__,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     }
+    if step_samples is not None:
+        manifest["samples_per_step"] = step_samples
     contents[MANIFEST_FILE] = json.dumps(manifest, indent=1).encode()
     remove_unfinished(trial_dir)
     temporary.mkdir(parents=True)
@@ -174,7 +180,20 @@ def load_checkpoint(path: Path) -> Contents:
         recipe=parse_config(Recipe, data, source),
         adapter=load(files[ADAPTER_FILE]),
         state=load(files[STATE_FILE]) if STATE_FILE in files else {},
+        step_samples=samples_per_step_at(path),
     )
+
+
+def begun_with(trial_dir: Path) -> int | None:
+    """The samples per step that a trial was begun with; None if it has not, or does not say."""
+    checkpoints = list_checkpoints(trial_dir)
+    return samples_per_step_at(checkpoints[-1].path) if checkpoints else None
+
+
+def samples_per_step_at(path: Path) -> int | None:
+    """The samples, of all workers, of the steps up to a checkpoint; None if it does not say."""
+    found = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8")).get("samples_per_step")
+    return None if found is None else int(found)
 
 
 def _read_verified(path: Path, step: int) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ which trials to run and never reads their results.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import threading
@@ -45,6 +46,8 @@ def run_trials(
     *,
     storage: Path,
     max_failures: int = 2,
+    min_workers: int | None = None,
+    gpus_per_worker: float = 1.0,
 ) -> None:
     """Train and score all trials of `job`, pack by pack, and return when all are done.
 
@@ -55,6 +58,12 @@ def run_trials(
     every pack), `out_of_memory` (trials, effective_batch_size, effective_accumulation, found),
     `checkpoint` (trial, step, path), `score` (trial, step, score, seconds), `failed`
     (trial, error), `finished` (trial, step), `stopped`, `waiting` (found).
+
+    With `min_workers` the group starts, and starts again after a death, with as many workers as
+    find a place then, from `min_workers` to `workers`. A step has the samples of `workers` all the
+    same.
+    `gpus_per_worker` is what a worker books of a GPU in Ray's accounts, 0 to 1; nothing keeps it
+    from using more.
 
     A worker that dies is started again, and goes on from the checkpoints, at most `max_failures`
     times per pack; then the pack is tried in halves, down to a single trial. That one is then
@@ -68,13 +77,13 @@ def run_trials(
 
     if not ray.is_initialized():
         raise UserError("training", "Ray is not running", "start it first: ray.init(), or the CLI")
-    job = _with_absolute_paths(job)
+    job = replace(_with_absolute_paths(job), batch_workers=workers)
     for spec in job.trials:
         (spec.trial_dir / FAILED_FILE).unlink(missing_ok=True)
     run_dir = storage.resolve() / f"train-{uuid.uuid4().hex[:12]}"  # Ray reads an old run's files
     run_dir.mkdir(parents=True)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    size = _Size(workers, cpus_per_worker, use_gpu)
+    size = _Size(workers, min_workers, cpus_per_worker, gpus_per_worker if use_gpu else 0)
     fit = _Fit(job, mailbox, run_dir, size, max_failures)
     fit.start()
     try:
@@ -95,8 +104,17 @@ class _Size:
     """Of the worker group."""
 
     workers: int
+    min_workers: int | None
     cpus_per_worker: int
-    use_gpu: bool
+    gpus_per_worker: float  # 0: training on the CPU
+
+    @property
+    def least_workers(self) -> int:
+        return self.min_workers or self.workers
+
+    @property
+    def use_gpu(self) -> bool:
+        return self.gpus_per_worker > 0
 
 
 class _Fit(threading.Thread):
@@ -135,9 +153,13 @@ class _Fit(threading.Thread):
                 "max_deaths": max(1, max_failures),
             },
             scaling_config=ScalingConfig(
-                num_workers=size.workers,
+                num_workers=(
+                    (size.least_workers, size.workers) if size.min_workers else size.workers
+                ),
+                # A group that is at work is left alone: to resize it would be to end it.
+                elastic_resize_monitor_interval_s=math.inf,
                 use_gpu=size.use_gpu,
-                resources_per_worker={"CPU": size.cpus_per_worker, "GPU": int(size.use_gpu)},
+                resources_per_worker={"CPU": size.cpus_per_worker, "GPU": size.gpus_per_worker},
             ),
             run_config=RunConfig(
                 name=run_dir.name,
@@ -220,9 +242,9 @@ def _forward_events(
         if not heard and time.monotonic() - started > WAITING_NOTICE_S:
             heard = True
             free = ray.available_resources()
-            gpu = " and a GPU each" if size.use_gpu else ""
+            gpu = f" and {size.gpus_per_worker:g} GPU each" if size.use_gpu else ""
             found = (
-                f"waiting for {size.workers} × {size.cpus_per_worker} CPU{gpu}; free: "
+                f"waiting for {size.least_workers} × {size.cpus_per_worker} CPU{gpu}; free: "
                 f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
             )
             on_event({"kind": "waiting", "found": found})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import Batch, draw_batch, of_one_shape, places_of, samples_per_step
+from training.batches import Batch, draw_batch, of_one_shape, places_of, shared_out
 from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
@@ -31,6 +31,7 @@ from training.pack.slot import Slot, Trial
 from training.pack.waiting import Waiting
 from training.recipe import Recipe
 from training.schedule import learning_rate
+from training.sharding import is_sharded
 from training.telemetry import (
     append_row,
     begin_step,
@@ -113,6 +114,7 @@ def train_pack(
     on_checkpoint: Callable[[Trial, int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
     seats: int | None = None,
+    batch_workers: int | None = None,
 ) -> dict[str, int]:
     """Train `trials` together on one base; returns the last step done of each that did not fail.
 
@@ -126,12 +128,14 @@ def train_pack(
     longer finite (TrainingDiverged), and when saving or `on_checkpoint` raises for it.
 
     With more than one worker each calls this with its rank, inside an initialised process group;
-    `batch_size` counts per worker. Rank 0 writes and sends the events: a `step` of every trial, and
-    once a `pack` (see `pack_facts`). `on_checkpoint(trial, step, folder)` is called on every rank
-    after each checkpoint is on disk, while the base acts with this trial's adapter alone. `stop` is
-    asked after every step on every rank: when one says yes, all return (work since the last
-    checkpoints is done again later). The base is left without adapters, bit for bit as it
-    was.
+    `batch_size` counts per worker: of `batch_workers`, or of those that are here. A trial that goes
+    on keeps the samples per step that it began with, whatever the number of workers now, and so
+    ends as if that had never changed, up to float rounding. Rank 0 writes and sends the events: a
+    `step` of every trial, and once a `pack` (see `pack_facts`).
+    `on_checkpoint(trial, step, folder)` is called on every rank after each checkpoint is on disk,
+    while the base acts with this trial's adapter alone. `stop` is asked after every step on every
+    rank: when one says yes, all return (work since the last checkpoints is done again later). The
+    base is left without adapters, bit for bit as it was.
 
     When memory runs out, the step is done again in smaller micro-batches, once, with the same
     samples and draws; the event `out_of_memory` and a file in the trials' folders say so (see
@@ -144,7 +148,8 @@ def train_pack(
     done = waiting.done
     if not waiting:
         return done
-    shared = waiting.shared
+    step_samples = waiting.step_samples(batch_workers or world_size)
+    shared = shared_out(waiting.shared, step_samples, world_size)
     first = waiting.next_seats(base, seats)
     precision = resolve_precision(shared, base.device, base.half)
     with _deterministic(base.device), _bare_afterwards(base):
@@ -157,7 +162,7 @@ def train_pack(
             bank, slots = pack.bank, pack.slots
             bank.zero_grad()
             losses, lack = _add_up_gradients(
-                base, pack, micro_batches.recipe, precision, rank, world_size
+                base, pack, micro_batches.recipe, precision, rank, world_size, step_samples
             )
             if lack is None:
                 bank.collect_gradients()
@@ -201,9 +206,7 @@ def train_pack(
                     "grad_norm": norm if math.isfinite(norm) else None,
                 }
             bank.changed()
-            taken = speed(
-                time.perf_counter() - started, len(slots), samples_per_step(shared, world_size)
-            )
+            taken = speed(time.perf_counter() - started, len(slots), step_samples)
             memory = memory_bytes(base.device)
             for slot, row in rows.items() if rank == 0 else ():
                 append_row(slot.trial.trial_dir, row | taken | memory)
@@ -222,7 +225,12 @@ def train_pack(
                     if rank == 0:
                         saved = slot.contents()
                         save_checkpoint(
-                            slot.trial.trial_dir, slot.step, slot.recipe, saved.adapter, saved.state
+                            slot.trial.trial_dir,
+                            slot.step,
+                            slot.recipe,
+                            saved.adapter,
+                            saved.state,
+                            step_samples,
                         )
                     if on_checkpoint is not None:
                         folder = slot.trial.trial_dir / f"step-{slot.step:06d}"
@@ -241,7 +249,13 @@ def train_pack(
 
 
 def _add_up_gradients(
-    base: Base, pack: Pack, split: Recipe, precision: str, rank: int, world_size: int
+    base: Base,
+    pack: Pack,
+    split: Recipe,
+    precision: str,
+    rank: int,
+    world_size: int,
+    step_samples: int,
 ) -> tuple[Tensor, str | None]:
     """Forward and backward of a step, in the micro-batches of `split`; mean losses.  # (K,)
 
@@ -249,11 +263,17 @@ def _add_up_gradients(
     """
     bank, slots = pack.bank, pack.slots
     losses = torch.zeros(len(slots), device=base.device)
+    # Of one worker, in micro-batches; not a whole number where they cannot be dealt out evenly.
+    mean_share = step_samples / (split.batch_size * world_size)
     try:
         for micro_step in range(split.accumulation):
             places = places_of(split, micro_step, rank, world_size)
-            batches = [_draw(base, slot, places, world_size) for slot in slots]
-            # Slots whose buckets differ in shape compute one after the other.
+            is_spare = places.start >= step_samples
+            if is_spare:  # computed all the same: a shared base needs every worker in every pass
+                places = range(split.batch_size)
+            batches = [_draw(base, slot, places, step_samples) for slot in slots]
+            # Slots whose buckets differ in shape compute one after the other, on every worker in
+            # the same order.
             for alike in of_one_shape(batches):
                 own = [slots[index] for index in alike]
                 with bank.only(alike):
@@ -261,7 +281,9 @@ def _add_up_gradients(
                         errors = pack_losses(base, bank, own, [batches[index] for index in alike])
                     # Every micro-batch has as many samples, so the mean of means is the mean.
                     # Added up over the slots: no sample's gradient reaches another slot.
-                    micro_losses = errors.mean(dim=1) / split.accumulation  # (k,)
+                    micro_losses = errors.mean(dim=1) / mean_share  # (k,)
+                    if is_spare:
+                        micro_losses = micro_losses * 0
                     scaled = [
                         slot.scaler.scale(loss)
                         for slot, loss in zip(own, micro_losses, strict=True)
@@ -269,21 +291,22 @@ def _add_up_gradients(
                     torch.stack(scaled).sum().backward()
                 losses[alike] += micro_losses.detach()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        # The other workers are waiting for this one's shares: none can go on.
+        if not is_out_of_memory(error) or is_sharded(base):
             raise
         # Only its words: the error itself holds on to what was allocated.
         return losses, str(error).strip().split("\n")[0] or type(error).__name__
     return losses, None
 
 
-def _draw(base: Base, slot: Slot, places: Sequence[int], world_size: int) -> Batch:
+def _draw(base: Base, slot: Slot, places: Sequence[int], step_samples: int) -> Batch:
     recipe = slot.recipe
     return draw_batch(
         recipe,
         slot.trial.cache,
         slot.step,
         places,
-        samples_per_step(recipe, world_size),
+        step_samples,
         base.objective,
     )
 

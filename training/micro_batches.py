@@ -46,7 +46,8 @@ class MicroBatches:
     """How the samples of a step are split, in one run of a pack."""
 
     def __init__(self, recipe: Recipe, trial_dirs: Sequence[Path]) -> None:
-        """As the recipe says, or as small as any of the trials has come down to before."""
+        """As `recipe` says, or as small as any of the trials has come down to before."""
+        self._planned_size = recipe.batch_size
         sizes = [size for size in map(_kept_size, trial_dirs) if size]
         fitting = [size for size in sizes if recipe.batch_size % size == 0]
         #: The pack's recipe, with the `batch_size` and `accumulation` that are computed with.
@@ -82,12 +83,12 @@ class MicroBatches:
             torch.cuda.empty_cache()
 
     def untold(self, pack: Pack) -> list[Slot]:
-        """Slots in smaller micro-batches than their recipes say, whose folders do not say so yet.
+        """Slots in smaller micro-batches than planned, whose folders do not say so yet.
 
         Those of a pack that ran out of memory, and of trials that took a seat in it later; to be
         asked when a step has fitted, and answered once.
         """
-        if self.recipe.batch_size == pack.slots[0].recipe.batch_size:
+        if self.recipe.batch_size == self._planned_size:
             return []
         untold = [slot for slot in pack.slots if slot.trial.id not in self._told]
         self._told.update(slot.trial.id for slot in untold)

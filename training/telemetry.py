@@ -18,6 +18,7 @@ from torch import Tensor
 from captioning import write_atomic
 from training.families import Base
 from training.pack.pack import Pack
+from training.sharding import held_bytes
 
 METRICS_FILE = "metrics.jsonl"
 Row = dict[str, Any]
@@ -82,9 +83,9 @@ def pack_facts(pack: Pack) -> Row:
 
 
 def base_bytes(base: Base) -> int:
-    """The frozen denoiser's, which all trials of a pack share."""
+    """The frozen denoiser's in this worker, which all trials of a pack share."""
     tensors = [*base.denoiser.parameters(), *base.denoiser.buffers()]
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(held_bytes(tensor) for tensor in tensors)
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -17,12 +17,19 @@ from training.recipe import Recipe
 ADVISED_VIEWS = (12, 25, 60, 90)
 
 
-def views_per_image(step: int, recipe: Recipe, pictures: int, workers: int = 1) -> float:
+def views_per_image(
+    step: int,
+    recipe: Recipe,
+    pictures: int,
+    workers: int = 1,
+    step_samples: int | None = None,
+) -> float:
     """How often each of `pictures` training pictures was seen, on average, after `step` steps.
 
-    Raises ValueError for no pictures.
+    `step_samples`: those that a trial was begun with, where its checkpoints say so. Raises
+    ValueError for no pictures.
     """
-    return step * samples_per_step(recipe, workers) / _some(pictures)
+    return step * (step_samples or samples_per_step(recipe, workers)) / _some(pictures)
 
 
 def steps_for_views(views: float, recipe: Recipe, pictures: int, workers: int = 1) -> int:

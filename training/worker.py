@@ -7,22 +7,25 @@ and started again just goes on. One trial's failure never ends the others.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from captioning import DatasetVersion, UserError, load_dataset, write_atomic
 from training.adapters import detach, load_adapter
+from training.batches import samples_per_step
 from training.buckets import BucketLimits
 from training.captions import CaptionPlan
 from training.checkpoints import (
     Checkpoint,
+    begun_with,
     last_with_state,
     list_checkpoints,
     load_checkpoint,
@@ -30,6 +33,7 @@ from training.checkpoints import (
 from training.families import Base, family_of, load_base
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
+from training.lockstep import in_step
 from training.loop import base_dtype, train_pack
 from training.mailbox import Event
 from training.pack.pack import shared_by_a_pack
@@ -38,9 +42,13 @@ from training.pack.slot import Trial
 from training.prompts import ScoringConfig
 from training.recipe import Recipe
 from training.retention import drop_other_states
+from training.sharding import load_sharded, worker_mesh
 
 FAILED_FILE = "failed.json"
 SETUP = "setup"
+Strategy = Literal["ddp", "fsdp"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,9 @@ class SweepJob:
     max_slots: int = MAX_SLOTS  # trials that are trained together at most
     gradient_checkpointing: bool = False  # activations are computed again, not kept
     keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint
+    strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
+    batch_workers: int | None = None  # that batch_size is written for; None: those of the group
+    offload_base: bool = False  # with fsdp: the shares lie in the host's memory
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,8 @@ class Worker:
         self.stopped = stopped
         self.ledger = ledger
         self.max_deaths = max_deaths
+        # Made here, where all workers are.
+        self._mesh = worker_mesh(device, group.world_size) if job.strategy == "fsdp" else None
         self._base: Base | None = None
         self._caches: dict[tuple[object, ...], LatentCache] = {}
         self._dataset: DatasetVersion | None = None
@@ -106,20 +119,37 @@ class Worker:
 
     def run(self) -> SetupError | None:
         """Train and score every trial that is not done; returns what kept all from starting."""
-        problem = self.group.rank_0_says(self._prepare)
+        problem = self.group.rank_0_says(lambda: self._set_up(self._encode))
+        if problem is None:
+            first = self.job.trials[0].recipe
+            problem = self._on_rank_0(first, lambda: self._set_up(self._score_bare_base))
         if problem is not None:
             return problem
-        trials = self.job.trials
-        packs = plan_packs([spec.recipe for spec in trials], self.job.max_slots)
-        for alike in _alike(packs, [spec.recipe for spec in trials]):
-            # As many seats as the largest has; whoever leaves early gives its seat to the next.
-            seats = max(len(pack) for pack in alike)
-            if not self._run_pack([trials[index] for pack in alike for index in pack], seats):
+        for specs, seats in self.group.rank_0_says(self._packs):
+            if not self._run_pack(specs, seats):
                 return None
         return None
 
-    def _prepare(self) -> SetupError | None:
-        """Rank 0, once: encode the dataset for every recipe and score the bare base."""
+    def _packs(self) -> list[tuple[list[TrialSpec], int]]:
+        """Trials that can share a pack, and its seats: as many as the largest planned pack has.
+
+        Whoever leaves early gives its seat to the next. Trials that began with other samples per
+        step stand apart.
+        """
+        workers = self.job.batch_workers or self.group.world_size
+        alike: dict[tuple[object, ...], list[TrialSpec]] = {}
+        for spec in self.job.trials:
+            samples = begun_with(spec.trial_dir) or samples_per_step(spec.recipe, workers)
+            alike.setdefault((*shared_by_a_pack(spec.recipe), samples), []).append(spec)
+        packs = []
+        for specs in alike.values():
+            planned = plan_packs([spec.recipe for spec in specs], self.job.max_slots)
+            in_order = [specs[index] for pack in planned for index in pack]
+            packs.append((in_order, max(len(pack) for pack in planned)))
+        return packs
+
+    def _set_up(self, act: Callable[[], None]) -> SetupError | None:
+        """Rank 0, once: do what all trials need; returns why it cannot be done."""
         self._enter(SETUP)
         if self._died_too_often(SETUP):
             return SetupError(
@@ -129,15 +159,23 @@ class Worker:
                 "free memory, use a smaller base, or fewer workers on one machine",
             )
         try:
-            for spec in self.job.trials:
-                self._cache_for(spec.recipe)
-            self._score_bare_base()
+            act()
         except UserError as error:
             return SetupError(error.where, error.found, error.fix)
         except Exception:
             # Told to the driver with its traceback; a restart would only meet it again.
             return SetupError("training worker", traceback.format_exc(), None)
         return None
+
+    def _encode(self) -> None:
+        for spec in self.job.trials:
+            self._cache_for(spec.recipe)
+
+    def _on_rank_0(self, recipe: Recipe, act: Callable[[], T]) -> T:
+        """`act()`, which may sample, computed on rank 0 and given to every rank."""
+        if self._mesh is None:
+            return self.group.rank_0_says(act)
+        return in_step(self.group, self._base_for(recipe), act)
 
     def _run_pack(self, planned: Sequence[TrialSpec], seats: int) -> bool:
         """Train and score the trials, `seats` at a time; False when the driver asked to stop.
@@ -155,6 +193,8 @@ class Worker:
         try:
             return self._train_and_score(specs, seats)
         except survivable as error:
+            if self._mesh is not None:
+                self._base = None  # a pass that broke off leaves blocks gathered
             if len(planned) == 1:
                 self._fail(planned[0], error)
                 return True
@@ -203,6 +243,7 @@ class Worker:
             on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
             stop=self.stopped,
             seats=seats,
+            batch_workers=self.job.batch_workers,
         )
         for spec in specs:
             if spec.trial not in done:
@@ -215,7 +256,7 @@ class Worker:
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
         self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
-        self._raise_together(lambda: self._score(spec, Checkpoint(step, path)))
+        self._raise_together(spec, lambda: self._score(spec, Checkpoint(step, path)))
         # Now, and not when the last of those that take its seat is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
@@ -240,25 +281,25 @@ class Worker:
         if self.job.scoring is None:
             return not self.group.rank_0_says(self.stopped)
         base = self._base_for(spec.recipe)
-
-        def score() -> None:
-            from training.scoring import existing_score
-
-            try:
-                for checkpoint in list_checkpoints(spec.trial_dir):
-                    if existing_score(checkpoint.path, self._base_scores) is not None:
-                        continue
-                    if self.stopped():
-                        break
-                    load_adapter(
-                        base, load_checkpoint(checkpoint.path).adapter, spec.recipe.network
-                    )
-                    self._score(spec, checkpoint)
-            finally:
-                detach(base)
-
-        self._raise_together(score)
+        try:
+            for checkpoint in self.group.rank_0_says(lambda: self._unscored(spec)):
+                if self.group.rank_0_says(self.stopped):
+                    return False
+                adapter = load_checkpoint(checkpoint.path).adapter
+                load_adapter(base, adapter, spec.recipe.network)
+                self._raise_together(spec, functools.partial(self._score, spec, checkpoint))
+        finally:
+            detach(base)
         return not self.group.rank_0_says(self.stopped)
+
+    def _unscored(self, spec: TrialSpec) -> list[Checkpoint]:
+        from training.scoring import existing_score
+
+        return [
+            checkpoint
+            for checkpoint in list_checkpoints(spec.trial_dir)
+            if existing_score(checkpoint.path, self._base_scores) is None
+        ]
 
     def _score(self, spec: TrialSpec, checkpoint: Checkpoint) -> None:
         """Rank 0: score the adapter that is on the base now as `checkpoint`."""
@@ -306,7 +347,7 @@ class Worker:
         )
         self._send({"kind": "base", "state": "scored"})
 
-    def _raise_together(self, act: Callable[[], None]) -> None:
+    def _raise_together(self, spec: TrialSpec, act: Callable[[], None]) -> None:
         """Let rank 0 act; if that fails, every rank raises, so that none waits for another."""
         if self.group.world_size == 1:
             return act()
@@ -320,7 +361,7 @@ class Worker:
                 return "scoring", f"{type(error).__name__}: {error}", traceback.format_exc()
             return None
 
-        failure = self.group.rank_0_says(attempt)
+        failure = self._on_rank_0(spec.recipe, attempt)
         if failure is not None:
             raise UserError(*failure)
 
@@ -331,7 +372,11 @@ class Worker:
         dtype = base_dtype(recipe, self.device, half)
         if self._base is None or self._base.dtype != dtype:
             self._base = None
-            self._base = load_base(self.job.base, self.device, dtype)
+            if self._mesh is None:
+                self._base = load_base(self.job.base, self.device, dtype)
+            else:
+                offload = self.job.offload_base
+                self._base = load_sharded(self.job.base, self.device, dtype, self._mesh, offload)
             if self.job.gradient_checkpointing:
                 self._base.denoiser.enable_gradient_checkpointing()
         return self._base
@@ -399,11 +444,3 @@ class Worker:
 
     def _died_too_often(self, phase: str) -> bool:
         return self.ledger is not None and self.ledger.deaths(phase) >= self.max_deaths
-
-
-def _alike(packs: list[list[int]], recipes: Sequence[Recipe]) -> list[list[list[int]]]:
-    """Planned packs in groups whose trials could sit in any of the group's packs."""
-    groups: dict[tuple[object, ...], list[list[int]]] = {}
-    for pack in packs:
-        groups.setdefault(shared_by_a_pack(recipes[pack[0]]), []).append(pack)
-    return list(groups.values())

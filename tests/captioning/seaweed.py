@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def seaweed(folder: Path) -> Iterator[str]:
         f"-s3.port={ports[3]}",
         "-s3",
         "-s3.port.iceberg=0",
+        "-s3.port.lance=0",  # else at 9101, whoever else is there
+        "-master.telemetry=false",
         f"-s3.config={folder / 's3.json'}",
         "-filer",
         "-volume.max=0",  # as many volumes as the disk has room for
@@ -89,9 +92,13 @@ def _make_bucket(place: str, server: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below 50000, because SeaweedFS listens for gRPC 10000 above each."""
+    """Ports from 20000 to 22767, since SeaweedFS listens for gRPC 10000 above each.
+
+    Both stay clear of Ray's workers (to 19999) and of the ports that Linux gives to outgoing
+    connections (from 32768).
+    """
     found: list[int] = []
-    for port in range(20_000 + time.time_ns() % 20_000, 50_000):
+    for port in random.SystemRandom().sample(range(20_000, 22_768), 200):
         with socket.socket() as one, socket.socket() as other:
             try:
                 one.bind(("127.0.0.1", port))

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.batches import draw_batch, places_of, samples_per_step
+from training.batches import draw_batch, places_of, samples_per_step, shared_out
 from training.families import Base
 from training.latents import Bucket, LatentCache
 from training.objective import Diffusion
@@ -29,6 +29,33 @@ def test_places_are_shared_out_without_gap_or_overlap(
         for place in places_of(recipe, micro_step, rank, world)
     ]
     assert places == list(range(samples_per_step(recipe, world)))
+
+
+@given(
+    batch=st.integers(1, 8),
+    accumulation=st.integers(1, 8),
+    begun=st.integers(1, 8),
+    world=st.integers(1, 8),
+)
+def test_another_number_of_workers_trains_the_same_places(
+    batch: int, accumulation: int, begun: int, world: int
+) -> None:
+    recipe = Recipe(batch_size=batch, accumulation=accumulation)
+    samples = samples_per_step(recipe, begun)
+    split = shared_out(recipe, samples, world)
+    assert split.batch_size <= batch
+    places = [
+        place
+        for micro_step in range(split.accumulation)
+        for rank in range(world)
+        for place in places_of(split, micro_step, rank, world)
+    ]
+    assert places[:samples] == list(range(samples))
+    # What is left over is whole micro-batches, fewer than one for each worker.
+    assert (len(places) - samples) % split.batch_size == 0
+    assert len(places) - samples < world * split.batch_size
+    if world == begun:
+        assert split == recipe
 
 
 def test_splitting_a_step_changes_no_draw(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training.latents import encode_dataset
 from training.launch import run_trials
 from training.loop import Event, train_pack
 from training.pack.slot import Trial
+from training.prompts import ScoringConfig
 from training.recipe import Recipe
 from training.worker import SweepJob, TrialSpec
 
@@ -112,7 +114,7 @@ def test_a_killed_worker_goes_on_and_ends_as_if_nothing_had_happened(
     ray_local: None, tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
     # Long enough that the kill meets it in the middle.
-    long = recipe(steps=400, checkpoint_every=20)
+    long = recipe(steps=200, checkpoint_every=20)
     job = make_job(tiny_base_path, frozen_dataset, tmp_path, long, recipe())
     killed: list[int] = []
     events: list[Event] = []
@@ -129,14 +131,14 @@ def test_a_killed_worker_goes_on_and_ends_as_if_nothing_had_happened(
     starts = [e["step"] for e in events if e["kind"] == "trial" and e["trial"] == "t0"]
     assert len(starts) == 2
     assert starts[0] == 0
-    assert 20 <= starts[1] < 400
+    assert 20 <= starts[1] < 200
     # The other one may have been finished before the kill, and is then told to be once more.
     assert {e["trial"] for e in events if e["kind"] == "finished"} == {"t0", "t1"}
     here, _ = train_here(tiny_base_path, frozen_dataset, tmp_path, long, recipe())
     there = job.trials[0].trial_dir
     assert losses(there) == losses(here)
     for name in ("adapter.safetensors", "state.safetensors"):
-        file = f"step-000400/{name}"
+        file = f"step-000200/{name}"
         assert (there / file).read_bytes() == (here / file).read_bytes()
 
 
@@ -183,3 +185,46 @@ def test_without_ray_it_says_so(
             lambda event: None,
             storage=tmp_path / "ray",
         )
+
+
+def test_a_group_of_two_that_finds_room_for_one_trains_the_same_steps(
+    ray_local: None, tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    """Ray has 2 CPUs here, and each worker asks for both."""
+    job = make_job(tiny_base_path, frozen_dataset, tmp_path, recipe())
+    events: list[Event] = []
+    run_trials(
+        job,
+        events.append,
+        workers=2,
+        cpus_per_worker=2,
+        min_workers=1,
+        storage=tmp_path / "ray",
+    )
+    assert events[-1] == {"kind": "finished", "trial": "t0", "step": 6}
+    (here,) = train_here(tiny_base_path, frozen_dataset, tmp_path, recipe(batch_size=4))
+    assert losses(job.trials[0].trial_dir) == pytest.approx(losses(here), rel=1e-5)
+
+
+def test_two_workers_share_a_base_and_score_it(
+    ray_local: None,
+    tiny_base_path: Path,
+    frozen_dataset: DatasetVersion,
+    tiny_clip_path: Path,
+    tmp_path: Path,
+) -> None:
+    scoring = ScoringConfig(
+        prompts=("{subject}, smile", "{subject}, hat"),
+        unrelated=("a house",),
+        seeds=1,
+        steps=2,
+        bootstrap=100,
+        embedder=str(tiny_clip_path),
+    )
+    job = make_job(tiny_base_path, frozen_dataset, tmp_path, recipe(steps=2))
+    job = replace(job, strategy="fsdp", scoring=scoring)
+    events: list[Event] = []
+    run_trials(job, events.append, workers=2, storage=tmp_path / "ray")
+    assert [e["step"] for e in events if e["kind"] == "score"] == [2]
+    (here,) = train_here(tiny_base_path, frozen_dataset, tmp_path, recipe(steps=2, batch_size=4))
+    assert losses(job.trials[0].trial_dir) == pytest.approx(losses(here), rel=1e-5)

@@ -37,6 +37,7 @@ from training.pack.parts import (
 )
 from training.pack.pissa import FirstFactors, stacked, unstacked
 from training.recipe import Network
+from training.sharding import whole
 
 # In the order of `LayerTensors`.
 GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)
@@ -74,12 +75,18 @@ class AdapterBank:
     """K adapters on `layers`; see the module's docstring."""
 
     def __init__(
-        self, layers: Mapping[str, Layer], networks: Sequence[Network], component: str = "unet"
+        self,
+        layers: Mapping[str, Layer],
+        networks: Sequence[Network],
+        component: str = "unet",
+        device: torch.device | None = None,
     ) -> None:
-        """`layers` of `component` by module name, on one device. Weights are zero until `load`."""
+        """`layers` of `component` by module name, on one device. Weights are zero until `load`.
+
+        `device` is where they compute, if not where their weights are (in the host's memory).
+        """
         self.component = component
-        first = next(iter(layers.values())).weight
-        self.device = first.device
+        self.device = device or next(iter(layers.values())).weight.device
         self.networks = tuple(networks)
         # Makes the layers' outputs part of the graph, although nothing of the base is trained.
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
@@ -288,7 +295,8 @@ class AdapterBank:
             down = self._block(group, DOWN)[:, slots].contiguous()
             up = self._block(group, UP)[:, slots]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
-            weights = [layer.weight.flatten(1) for layer in group.layers]
+            # One at a time, since a shared base's are copies.
+            weights = (whole(layer.weight).flatten(1) for layer in group.layers)
             found = torch.full_like(group.grads[magnitude], torch.inf)  # (L, K, dim)
             found[:, slots] = compute(weights, squares, down, up)
             norms[magnitude] = found
@@ -348,7 +356,7 @@ def _unbound(gains: Tensor | None, group: _Group) -> Sequence[Tensor | None]:
 
 def _squares(layer: Layer, magnitude: str) -> Tensor:
     """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
-    return layer.weight.detach().float().square().sum(axes_under(magnitude, layer))
+    return whole(layer.weight.detach()).float().square().sum(axes_under(magnitude, layer))
 
 
 def install(parent: nn.Module, layers: Mapping[str, Layer], bank: AdapterBank) -> None:

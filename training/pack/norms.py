@@ -7,7 +7,7 @@ in·cells) and (R, in·cells): the columns of a channel are its cells. Pure, fp3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
 
 
-def input_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def input_norms(weights: Iterable[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Of every input column or channel: ‖V‖² = ‖W‖² + colsum((2·Bᵀ·W + (Bᵀ·B)·A) ∘ A).
 
     # L x (out, in·cells), (L, in), (L, D, R, in·cells), (L, D, out, R) -> (L, D, in)
@@ -27,16 +27,16 @@ def input_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Te
     return _norms(squares, added)
 
 
-def output_norms(weights: Sequence[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def output_norms(weights: Iterable[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Of every output row, which is a column of Vᵀ = Wᵀ + Aᵀ·Bᵀ.
 
     # L x (out, in), (L, out), (L, D, R, in), (L, D, out, R) -> (L, D, out)
     """
-    added = _column_changes([weight.T for weight in weights], down, up.mT.contiguous())
+    added = _column_changes((weight.T for weight in weights), down, up.mT.contiguous())
     return _norms(squares, added)
 
 
-def _column_changes(weights: Sequence[Tensor], near: Tensor, far: Tensor) -> Tensor:
+def _column_changes(weights: Iterable[Tensor], near: Tensor, far: Tensor) -> Tensor:
     """What nearᵀ·far adds to the squared norms of the columns of W.
 
     # L x (m, n), (L, D, R, m), (L, D, R, n) -> (L, D, n)

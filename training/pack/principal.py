@@ -15,6 +15,7 @@ from torch import Tensor
 from captioning import UserError
 from training.pack.parts import DOWN, UP, Layer, has_kernel, part_shape
 from training.recipe import Network
+from training.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _decompose(layer: Layer, rank: int) -> _Principal:
     version = layer.weight._version
     if known is not None and known.version == version and len(known.values) >= rank:
         return known
-    weight = layer.weight.detach().flatten(1).float().cpu()
+    weight = whole(layer.weight.detach()).flatten(1).float().cpu()
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     left, right = left[:, :rank], right[:rank]
     # A pair of singular vectors has no sign of its own, and libraries differ in it: the largest

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from training.checkpoints import last_with_state, remove_unfinished
+from training.batches import samples_per_step
+from training.checkpoints import begun_with, last_with_state, remove_unfinished
 from training.families import Base
 from training.pack.pack import Seat, last_contents
 from training.pack.slot import Trial
@@ -33,6 +34,19 @@ class Waiting:
     def shared(self) -> Recipe:
         """The next trial's recipe; all have the same in what a pack shares."""
         return self._trials[0].recipe
+
+    def step_samples(self, workers: int) -> int:
+        """The samples of a step: as the trials began, else those of so many workers.
+
+        Raises ValueError for trials that differ in it.
+        """
+        found = {
+            begun_with(trial.trial_dir) or samples_per_step(trial.recipe, workers)
+            for trial in self._trials
+        }
+        if len(found) != 1:
+            raise ValueError(f"trials of a pack must agree on the samples per step, found {found}")
+        return found.pop()
 
     def next_seats(self, base: Base, count: int | None) -> list[Seat]:
         """At most `count` trials (None: all) with what they go on from; they wait no more."""

@@ -1,4 +1,4 @@
-"""Observers in the settings file: what is taken, and what a mistake is answered with."""
+"""Observers and workers in the settings: what is taken, and what a mistake is answered with."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def test_the_list_is_read(tmp_path: Path):
         ("observers: [{type: quality, min_replicas: 3}]", "min_replicas 3 is over 1"),
         ("observers: [{type: endpoint, url: 'http://k@host', model: m}]", "url"),
         ("tagger: /x\nobservers: [{type: quality}]", "name it in `observers`"),
+        ("workers: 2\nmin_workers: 3", "`min_workers` is 3, and `workers` 2"),
+        ("workers: 2\ngpus_per_worker: 0.5", "needs `workers: 1`"),
+        ("gpus_per_worker: 0", "gpus_per_worker"),
+        ("offload_base: true", "needs `strategy: fsdp`"),
+        ("strategy: deepspeed", "strategy"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str):

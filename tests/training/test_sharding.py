@@ -1,0 +1,255 @@
+"""A base spread over two workers: the same adapters, scores and pictures as one worker alone."""
+
+import json
+import multiprocessing
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_families
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+
+from captioning import DatasetVersion, UserError
+from training.checkpoints import list_checkpoints, load_checkpoint
+from training.families import Base, load_base
+from training.group import Group
+from training.lockstep import _Result, in_step
+from training.loop import Event, train
+from training.probe import random_cache
+from training.prompts import ScoringConfig
+from training.recipe import Recipe
+from training.scores import Score
+from training.sharding import held_bytes, is_sharded, load_sharded, whole, worker_mesh
+from training.worker import SweepJob, TrialSpec, Worker
+
+# A larger eps than Adam's own: else a gradient of pure rounding moves a weight by a whole lr.
+NETWORKS: tuple[dict[str, Any], ...] = (
+    {"rank": 4},
+    {"rank": 2, "method": "dora", "dora_axis": "input"},
+    {"rank": 3, "method": "dora", "dora_axis": "output"},
+    {"rank": 2, "method": "dora", "init": "pissa"},
+)
+
+
+def recipe(network: dict[str, Any], **changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "network": network,
+        "optimizer": {"lr": 1e-3, "eps": 1e-5},
+        "steps": 4,
+        "checkpoint_every": 2,
+        "batch_size": 2,
+        "resolution": 64,
+        "min_snr_gamma": None,  # of diffusions only
+    }
+    return Recipe.model_validate({**data, **changes})
+
+
+def make_job(
+    base: Path, dataset: DatasetVersion, clip: Path, folder: Path, targets: str, batch_size: int
+) -> SweepJob:
+    """A LoRA, DoRAs on both axes and a PiSSA for two seats, scored at every checkpoint."""
+    scoring = ScoringConfig(
+        prompts=("{subject}, smile", "{subject}, hat"),
+        unrelated=("a house",),
+        seeds=1,
+        steps=2,
+        guidance=2.0,
+        size_px=64,
+        bootstrap=100,
+        embedder=str(clip),
+    )
+    return SweepJob(
+        base=str(base),
+        dataset_path=str(dataset.path),
+        latents_dir=str(folder / "latents"),
+        trials=tuple(
+            TrialSpec(
+                f"t{i}",
+                recipe({**network, "targets": targets}, batch_size=batch_size),
+                folder / f"runs/t{i}",
+            )
+            for i, network in enumerate(NETWORKS)
+        ),
+        max_slots=2,
+        scoring=scoring,
+        score_dir=str(folder / "base"),
+    )
+
+
+def run_ranks(act: Callable[..., None], *arguments: Any) -> None:
+    """`act(rank, *arguments)` in two processes with a process group between them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_rank, args=(r, port, act, arguments)) for r in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def _rank(rank: int, port: int, act: Callable[..., None], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    act(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def work(job: SweepJob, group: Group, stop_after: int | None = None) -> list[Event]:
+    """Run the job and return the events; `stop_after` so many steps of the first trial."""
+    events: list[Event] = []
+
+    def stopped() -> bool:
+        steps = [e for e in events if e["kind"] == "step" and e["trial"] == "t0"]
+        return stop_after is not None and len(steps) >= stop_after
+
+    worker = Worker(job, group, torch.device("cpu"), events.append, stopped, None, max_deaths=2)
+    problem = worker.run()
+    assert problem is None, problem
+    return events
+
+
+def train_sharded(rank: int, jobs: list[SweepJob], folder: Path) -> None:
+    """Each stopped in the third step and gone on with; rank 0 writes down the events."""
+    group = Group(rank, 2)
+    for number, job in enumerate(jobs):
+        before = work(job, group, stop_after=2)
+        # As if a kill had left the first checkpoint unscored: it is then scored after training.
+        if rank == 0 and job.scoring is not None:
+            (job.trials[1].trial_dir / "step-000002/scores.json").unlink()
+        after = work(job, group)
+        if rank == 0:
+            (folder / f"events-{number}.json").write_text(json.dumps([before, after]))
+
+
+@pytest.mark.slow
+def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
+    frozen_dataset: DatasetVersion, tiny_clip_path: Path, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    both: list[SweepJob] = []
+    one: list[SweepJob] = []
+    for family, targets in (("sdxl", "attention+ff+conv"), ("flux-dev", "attention")):
+        folder = tmp_path / family
+        base = tiny_families.build(family, folder / "model")
+        arguments = base, frozen_dataset, tiny_clip_path
+        for jobs, name, batch_size in ((both, "two", 2), (one, "one", 4)):
+            job = make_job(*arguments, folder / name, targets, batch_size)
+            # FLUX without scores, to be quick: its forward pass is the same in training.
+            jobs.append(job if family == "sdxl" else replace(job, scoring=None))
+    both = [replace(job, strategy="fsdp") for job in both]
+    run_ranks(train_sharded, both, tmp_path)
+    for number, (shared, alone) in enumerate(zip(both, one, strict=True)):
+        before, after = json.loads((tmp_path / f"events-{number}.json").read_text())
+        assert before[-1]["kind"] == "stopped"
+        resumed = [e["step"] for e in after if e["kind"] == "step" and e["trial"] == "t0"]
+        assert resumed == [3, 4]
+        finished = sorted(e["trial"] for e in after if e["kind"] == "finished")
+        assert finished == ["t0", "t1", "t2", "t3"]
+        if shared.scoring is not None:
+            assert ("t1", 2) in [(e["trial"], e["step"]) for e in after if e["kind"] == "score"]
+        # What each worker holds of the frozen base.
+        (full,) = [e["base_bytes"] for e in work(alone, Group(0, 1)) if e["kind"] == "pack"]
+        (share,) = [e["base_bytes"] for e in before if e["kind"] == "pack"]
+        assert 0.49 * full <= share <= 0.52 * full
+        assert_same(shared, alone)
+
+
+def assert_same(found: SweepJob, expected: SweepJob) -> None:
+    """Every checkpoint: the adapter, the measured identity, the scored pictures."""
+    for one, other in zip(found.trials, expected.trials, strict=True):
+        pairs = zip(list_checkpoints(one.trial_dir), list_checkpoints(other.trial_dir), strict=True)
+        for shared, single in pairs:
+            wanted = load_checkpoint(single.path).adapter
+            for name, tensor in load_checkpoint(shared.path).adapter.items():
+                torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5)
+            if found.scoring is None:
+                continue
+            score, alone = Score.load(shared.path), Score.load(single.path)
+            assert score.identity_raw.value == pytest.approx(alone.identity_raw.value, abs=1e-4)
+            for picture in alone.pictures:
+                pixels, drawn = (
+                    np.asarray(Image.open(path / picture.file), dtype=int)
+                    for path in (shared.path, single.path)
+                )
+                assert np.abs(pixels - drawn).max() <= 1
+
+
+def run_out(rank: int, shared: Base, folder: Path) -> None:
+    """No second try in smaller micro-batches: the other workers would wait in the first one."""
+
+    def no_room(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    shared.predict = no_room  # type: ignore[method-assign]
+    wanted = recipe({"rank": 2})
+    with pytest.raises(torch.OutOfMemoryError):
+        train(shared, random_cache(shared, wanted), wanted, folder / "trial", rank, 2)
+
+
+def look_at_weights(rank: int, folder: Path) -> None:
+    base = load_base(folder)
+    cpu = torch.device("cpu")
+    shared = load_sharded(str(folder), cpu, torch.float32, worker_mesh(cpu, 2), offload=False)
+    assert is_sharded(shared)
+    assert not is_sharded(base)
+    pairs = zip(base.denoiser.parameters(), shared.denoiser.parameters(), strict=True)
+    held = 0
+    for weight, share in pairs:
+        assert torch.equal(whole(share), weight)
+        held += held_bytes(share)
+    total = sum(held_bytes(weight) for weight in base.denoiser.parameters())
+    assert held <= 0.52 * total
+    go_along(Group(rank, 2), shared, base)
+    run_out(rank, shared, folder)
+
+
+def go_along(group: Group, shared: Base, base: Base) -> None:
+    conditions = {name: torch.ones(1, *shape) for name, shape in base.condition_shapes().items()}
+    inputs = torch.ones(1, 16, 8, 8), torch.ones(1), conditions
+
+    @torch.no_grad()
+    def act() -> Tensor:
+        assert group.rank == 0  # the other one is not asked
+        for _ in range(2):
+            found = shared.predict(*inputs)
+        return found
+
+    torch.testing.assert_close(in_step(group, shared, act), base.predict(*inputs).detach())
+
+    def breaks_off() -> str:
+        def no_room(*_: object) -> None:
+            raise MemoryError("no room")
+
+        shared.denoiser.proj_out.register_forward_hook(no_room)
+        try:
+            return str(act())
+        except MemoryError as error:
+            return str(error)
+
+    # The other worker has been through the pass and waits for the next: this one has to end.
+    if group.rank == 0:
+        with pytest.raises(RuntimeError, match="broke off on rank 0"):
+            in_step(group, shared, breaks_off)
+        group.rank_0_says(lambda: _Result(None))  # so that the other one of this test can end
+    else:
+        in_step(group, shared, breaks_off)
+
+
+@pytest.mark.slow
+def test_weights_are_gathered_whole_and_held_by_half(tmp_path: Path) -> None:
+    run_ranks(look_at_weights, tiny_families.build("sd3-no-t5", tmp_path / "model"))
+
+
+def test_offloading_needs_a_device_to_offload_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="offload_base"):
+        load_sharded(str(tmp_path), torch.device("cpu"), torch.float32, None, offload=True)  # type: ignore[arg-type]

@@ -1,0 +1,100 @@
+"""A frozen base spread over the workers: each holds its share of every block's weights (FSDP2).
+
+A base's folder in, a `Base` out whose denoiser is PyTorch's `fully_shard`: a block's weights are
+gathered from all workers while it computes and let go again. So all workers must compute every
+forward pass together. Adapters, their gradients and optimisers are no part of it: every worker has
+them whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from captioning import UserError
+from training.families import Base, load_base
+
+
+def worker_mesh(device: torch.device, workers: int) -> DeviceMesh:
+    """All workers of the process group in a row; to be called by all of them."""
+    # Else the mesh would choose a device of its own, where Ray has chosen one for this worker.
+    torch.empty(1, device=device)
+    return init_device_mesh(device.type, (workers,))
+
+
+def load_sharded(
+    path_or_id: str, device: torch.device, dtype: torch.dtype, mesh: DeviceMesh, offload: bool
+) -> Base:
+    """`load_base`, with the denoiser's weights spread over the workers of `mesh`.
+
+    Read into the host's memory first, whole, and moved to `device` block by block. `offload`: the
+    shares stay in the host's memory, pinned, and only the block that computes is on the device.
+    Raises UserError as `load_base` does, and for `offload` where the device is the host itself.
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    if offload and device.type == "cpu":
+        raise UserError(
+            "settings.yaml: offload_base",
+            "is true, but training runs on the CPU, whose memory it would be moved to",
+            "set it to false",
+        )
+    base = load_base(path_or_id, "cpu", dtype)
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "reshard_after_forward": True,
+        "offload_policy": policy,
+    }
+    # What diffusers never splits over devices: the transformer's or UNet's blocks. The innermost
+    # first, since a block takes what the ones inside it have left.
+    blocks = set(base.denoiser._no_split_modules)
+    for module in reversed(list(base.denoiser.modules())):
+        if type(module).__name__ in blocks:
+            fully_shard(module, **options)
+    fully_shard(base.denoiser, **options)
+    base.device = device
+    return base
+
+
+def is_sharded(base: Base) -> bool:
+    return any(_is_share(weight) for weight in base.denoiser.parameters())
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A base's weight outside of its block's forward pass, on the device that computes.
+
+    A shared one is gathered: all workers must ask for the same ones in the same order. It is a copy
+    then, to be let go soon.
+    """
+    if not _is_share(weight):
+        return weight
+    from torch.distributed.tensor import DTensor
+
+    share: Any = weight.detach()
+    # NCCL gathers on the device alone, and an offloaded share is in the host's memory.
+    local = share.to_local().to(share.device_mesh.device_type)
+    placed = DTensor.from_local(
+        local,
+        share.device_mesh,
+        share.placements,
+        run_check=False,
+        shape=share.shape,
+        stride=share.stride(),
+    )
+    full: Tensor = placed.full_tensor()
+    return full
+
+
+def held_bytes(tensor: Tensor) -> int:
+    """The bytes of a base's tensor that this worker holds: of a shared one its own share."""
+    held: Any = tensor
+    return int(held.to_local().nbytes if _is_share(tensor) else tensor.nbytes)
+
+
+def _is_share(tensor: Tensor) -> bool:
+    # DTensor's attribute; its module is imported only where there are shares.
+    return hasattr(tensor, "placements")
