@@ -276,7 +276,7 @@ def test_slots_of_a_mixed_pack_equal_their_solo_runs(tiny_v_base: Base) -> None:
     for slot, own in enumerate(packed):
         assert torch.equal(bank.join(slot, own), bank.grads[slot])  # padding is zero
     latents, timesteps, text, _ = inputs(tiny_v_base, 99, count=3)
-    with torch.no_grad(), bank.alone(2):
+    with torch.no_grad(), bank.only([2]):
         alone = tiny_v_base.predict(latents, timesteps, {"text": text})
     detach(tiny_v_base)
     for slot, seed in enumerate(seeds):
