@@ -39,6 +39,8 @@ class Watcher:
         kind = event["kind"]
         if kind == "encode":
             self._step.note(f"encoding pictures {event['done']}/{event['total']}")
+        elif kind == "buckets":
+            self._display.say(f"  {buckets_line(event)}")
         elif kind == "base":
             self._step.note(f"the bare base is being scored ({event['state']})")
         elif kind == "waiting":
@@ -81,6 +83,12 @@ def pack_line(event: dict[str, Any]) -> str:
     if event["text_encoder_bytes"]:
         base += f" and text encoders of {event['text_encoder_bytes'] / MB:.0f} MB"
     return f"pack of {len(sizes)}: {each} MB each on {base}"
+
+
+def buckets_line(event: dict[str, Any]) -> str:
+    """What a `buckets` event says: the sizes in pixels, each with how many pictures have it."""
+    sizes = [f"{width} × {height}: {count}" for height, width, count in event["buckets"]]
+    return f"pictures in buckets (width × height): {', '.join(sizes)}"
 
 
 def split_line(event: dict[str, Any]) -> str:

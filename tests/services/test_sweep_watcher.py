@@ -58,6 +58,11 @@ def test_a_pack_is_told_with_its_memory(plan: SweepPlan):
     assert pack_line(trained).endswith("on a base of 46 MB and text encoders of 7 MB")
 
 
+def test_the_buckets_are_told_with_their_pictures(plan: SweepPlan):
+    written, _ = watch(plan, {"kind": "buckets", "buckets": [(832, 1216, 3), (1024, 1024, 12)]})
+    assert "(width × height): 1216 × 832: 3, 1024 × 1024: 12" in written
+
+
 def test_the_progress_line_tells_loss_and_pictures_per_second(
     plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
 ):

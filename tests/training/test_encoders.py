@@ -244,6 +244,21 @@ def test_in_a_pack_every_trial_learns_what_it_learns_alone(
 
 
 @pytest.mark.parametrize("family", ["sd15"], indirect=True)
+def test_slots_at_buckets_of_other_shapes_hear_their_own_captions(
+    base: Base, make_cache: Callable[..., LatentCache], tmp_path: Path
+) -> None:
+    """The first and the third compute together, the second between them by itself."""
+    shapes = [{(4, 12): 2}, {(10, 6): 2}, {(4, 12): 3}]
+    caches = [make_cache(base, seed=k, buckets=buckets) for k, buckets in enumerate(shapes)]
+    recipes = [small(each, seed=k, steps=2) for k, each in enumerate(({}, {"method": "dora"}, {}))]
+    packed = trials(tmp_path / "packed", recipes, caches)
+    train_pack(base, packed, on_failure=fail)
+    for trial in packed:
+        train(base, trial.cache, trial.recipe, tmp_path / "solo" / trial.id)
+        assert_same_training(trial.trial_dir, tmp_path / "solo" / trial.id)
+
+
+@pytest.mark.parametrize("family", ["sd15"], indirect=True)
 def test_an_interrupted_run_equals_an_unbroken_one_bit_for_bit(
     base: Base, cache: LatentCache, tmp_path: Path
 ) -> None:

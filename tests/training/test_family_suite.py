@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import diffusers
@@ -17,11 +20,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from PIL import Image as Picture
 from tiny_families import BUILDERS, build
+from transformers.processing_utils import ProcessorMixin
 
 from captioning import DatasetVersion, UserError
 from training.adapters import load_adapter, target_layers
-from training.batches import draw_batch
+from training.batches import bucket_of_step, draw_batch
+from training.buckets import BucketLimits
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.export import export_adapter
 from training.families import FAMILIES, Base, base_facts, load_base, native_size_px
@@ -33,12 +39,26 @@ from training.pack.slot import Trial
 from training.recipe import Network, Recipe
 from training.sampling import initial_noise, sample
 
-NAMES = list(BUILDERS)
+# What all tests are run on, and variants of these that differ in what is said beside each.
+NAMES = ["sdxl", "sd3", "flux-dev", "flux2-klein", "flux2-dev", "zimage", "qwen_image"]
+OTHER_OBJECTIVE = ["sdxl-v"]
+OTHER_TEXT = ["sd3-no-t5"]
+OTHER_GUIDANCE = ["flux-schnell", "flux2-distilled"]
 FLOWS = [name for name in NAMES if FAMILIES[name.split("-")[0]].is_flow]
 SIZE_PX = 64
 PROMPTS = ["zkw, person, red hat", "zkw, close-up"]
 
 OfName = Callable[[str], Any]
+
+
+class TextProcessor(ProcessorMixin):
+    """FLUX.2 [dev]'s PixtralProcessor without its eyes, which need torchvision.
+
+    It inherits the same `apply_chat_template`.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, chat_template=tokenizer.chat_template)
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +80,11 @@ def load_pipeline_once(load_once: OfName) -> OfName:
     def load(name: str) -> Any:
         base = load_once(name)
         absent = {part: None for part in base.optional if not (base.folder / part).is_dir()}
-        kind = getattr(diffusers, base.pipelines[0])
+        index = json.loads((base.folder / "model_index.json").read_text())
+        kind = getattr(diffusers, index["_class_name"])
         pipeline = kind.from_pretrained(base.folder, use_safetensors=True, **absent)
+        if name == "flux2-dev":
+            pipeline.tokenizer = TextProcessor(pipeline.tokenizer)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -76,6 +99,22 @@ def encode_once(
     return functools.cache(
         lambda name: encode_dataset(tiny_dataset, load_once(name), SIZE_PX, False, folder / name)
     )
+
+
+@pytest.fixture(scope="session")
+def wide_dataset(
+    tiny_dataset: DatasetVersion, tmp_path_factory: pytest.TempPathFactory
+) -> DatasetVersion:
+    """The pictures of `tiny_dataset`, the second and third of them 120 × 70 px."""
+    folder = tmp_path_factory.mktemp("wide")
+    samples = list(tiny_dataset.train[:4])
+    for number in (1, 2):
+        with Picture.open(samples[number].path) as picture:
+            picture.resize((120, 70)).save(folder / f"{number}.png")
+        samples[number] = replace(
+            samples[number], path=folder / f"{number}.png", sha256=f"{number:064}"
+        )
+    return replace(tiny_dataset, train=tuple(samples))
 
 
 @pytest.fixture(params=NAMES)
@@ -116,23 +155,25 @@ def small(base: Base, **changes: Any) -> Recipe:
     return fit_recipe(recipe, base.family, "test")
 
 
+@pytest.mark.parametrize("name", BUILDERS, indirect=True)
 def test_it_is_known_by_its_index(name: str, base: Base) -> None:
     facts = base_facts(base.folder)
     assert facts.family == base.family == name.split("-")[0]
     assert facts.content_hash == base.content_hash
-    fixed = base.family in {"flux", "flux2", "zimage"}  # their configs name no size
+    fixed = base.family in {"flux", "flux2", "zimage", "qwen_image"}  # their configs name no size
     assert native_size_px(base.folder) == (1024 if fixed else SIZE_PX)
     frozen = (base.denoiser, base.vae, *base.text_encoders.values())
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
 
 
+@pytest.mark.parametrize("name", NAMES + OTHER_TEXT, indirect=True)
 def test_prompts_are_encoded_as_by_the_pipeline(base: Base, pipeline: Any) -> None:
     found = base.encode_prompts(PROMPTS)
     wanted = dict(zip(found, encoded_by(pipeline, base), strict=True))
     for part, tensor in wanted.items():
         torch.testing.assert_close(found[part], tensor, rtol=1e-4, atol=1e-4)
     shapes = {part: tuple(tensor.shape[1:]) for part, tensor in found.items()}
-    own = base.picture_conditions((64, 64), (0, 0), 64)
+    own = base.picture_conditions((64, 64), (0, 0), (64, 64))
     assert {**shapes, **{k: tuple(t.shape) for k, t in own.items()}} == base.condition_shapes()
 
 
@@ -145,6 +186,10 @@ def encoded_by(pipeline: Any, base: Base) -> tuple[torch.Tensor, ...]:
         return padded(rows, length), padded(masks, length)
     if base.family == "flux2":
         return (pipeline.encode_prompt(PROMPTS, device="cpu")[0].detach(),)
+    if base.family == "qwen_image":
+        text, mask = pipeline.encode_prompt(PROMPTS, device="cpu")
+        length = base.condition_shapes()["mask"][0]
+        return padded(list(text), length), padded(list(mask.float()), length)
     arguments = [PROMPTS] * (3 if base.family == "sd3" else 2)
     said = pipeline.encode_prompt(*arguments, device="cpu")
     return (said[0], said[1]) if base.family == "flux" else (said[0], said[2])
@@ -156,7 +201,14 @@ def padded(rows: list[torch.Tensor], length: int) -> torch.Tensor:
     return torch.stack(rows).detach()
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [
+        *((name, 1.0) for name in NAMES),
+        *((name, 3.0) for name in NAMES + OTHER_OBJECTIVE + OTHER_GUIDANCE),
+    ],
+    indirect=["name"],
+)
 def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance: float) -> None:
     noise = initial_noise(base, [3, 1], SIZE_PX)
     options: dict[str, Any] = {"guidance_scale": guidance, "negative_prompt": ["", ""]}
@@ -167,9 +219,12 @@ def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance:
         )
         noise = noise.clone()
     if base.family == "flux2":
-        del options["negative_prompt"]  # always the empty one
+        del options["negative_prompt"]  # klein's is always the empty one, dev has none
     if base.family == "zimage":
         options["guidance_scale"] = guidance - 1  # its pipeline counts from 0
+    if base.family == "qwen_image":
+        noise = pipeline._pack_latents(noise, 2, 16, 8, 8)
+        options["true_cfg_scale"] = options.pop("guidance_scale")
     if base.family == "flux":
         noise = pipeline._pack_latents(noise, 2, 16, 8, 8)
         if not base.guidance_embedded:
@@ -190,12 +245,17 @@ def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance:
     assert np.abs(found.astype(int) - (wanted * 255).round()).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["flux2-klein"], indirect=True)
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen_image"], indirect=True)
 def test_pixels_become_the_latents_of_the_pipeline(base: Base, pipeline: Any) -> None:
-    """Patches and running statistics; the other families' VAEs are test_families.py's."""
+    """VAEs that are asked in their own way; the other families' are test_families.py's."""
     pixels = torch.rand(2, 3, SIZE_PX, SIZE_PX) * 2 - 1
     with torch.no_grad():
-        wanted = pipeline._encode_vae_image(pixels, generator=None)
+        if base.family == "flux2":
+            wanted = pipeline._encode_vae_image(pixels, generator=None)
+        else:  # the text-to-image pipeline has no such method
+            parts = SimpleNamespace(vae=pipeline.vae, latent_channels=pipeline.vae.config.z_dim)
+            encode = diffusers.QwenImageEditPipeline._encode_vae_image
+            wanted = encode(parts, pixels.unsqueeze(2), generator=None).squeeze(2)
     found = base.to_latents(base.encode_pixels(pixels)[0])
     torch.testing.assert_close(found, wanted)
     assert found.shape[1:] == (base.latent_channels, *[SIZE_PX // base.vae_factor] * 2)
@@ -228,15 +288,26 @@ def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
         output = denoiser(
             hidden_states=klein._pack_latents(noisy),
             timestep=times / 1000,
-            guidance=None,
+            guidance=torch.ones(len(noisy)) if denoiser.config.guidance_embeds else None,
             encoder_hidden_states=told["text"],
             txt_ids=klein._prepare_text_ids(told["text"]),
             img_ids=places,
             return_dict=False,
         )[0]
         return klein._unpack_latents_with_ids(output, places)
-    pipeline = diffusers.FluxPipeline
     count, channels, height, width = noisy.shape
+    if base.family == "qwen_image":
+        qwen = diffusers.QwenImagePipeline
+        output = denoiser(
+            hidden_states=qwen._pack_latents(noisy, count, channels, height, width),
+            timestep=times / 1000,
+            encoder_hidden_states=told["text"],
+            encoder_hidden_states_mask=told["mask"],
+            img_shapes=[[(1, height // 2, width // 2)]] * count,
+            return_dict=False,
+        )[0]
+        return qwen._unpack_latents(output, height * 8, width * 8, 8).squeeze(2)
+    pipeline = diffusers.FluxPipeline
     output = denoiser(
         hidden_states=pipeline._pack_latents(noisy, count, channels, height, width),
         timestep=times / 1000,
@@ -252,22 +323,54 @@ def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
     return pipeline._unpack_latents(output, height * 8, width * 8, 8)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, "lora") for name in [*NAMES, *OTHER_OBJECTIVE, "flux-schnell"]),
+        *((name, "dora") for name in NAMES),
+    ],
+    indirect=["name"],
+)
 def test_training_equals_a_plain_diffusers_and_peft_loop(
     base: Base, pipeline: Any, cache: LatentCache, method: str, tmp_path: Path
 ) -> None:
     network = {"rank": 4, "method": method, "dora_axis": "output"}
     recipe = small(base, network=network, min_snr_gamma=None, seed=5)
-    train(base, cache, recipe, tmp_path / "trial")
-    found = load_checkpoint(list_checkpoints(tmp_path / "trial")[-1].path).adapter
+    assert_equal_to_a_plain_loop(base, pipeline, cache, recipe, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux-dev", "sd3", "zimage"], indirect=True)
+def test_training_with_buckets_equals_a_plain_diffusers_and_peft_loop(
+    base: Base, pipeline: Any, wide_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    recipe = small(base, aspect_buckets=True, bucket_step_px=16, min_snr_gamma=None, seed=5)
+    limits = BucketLimits.of(recipe)
+    cache = encode_dataset(wide_dataset, base, SIZE_PX, False, tmp_path / "latents", limits=limits)
+    cells = [tuple(bucket.mean.shape[-2:]) for bucket in cache.buckets]
+    factor = base.vae_factor
+    assert cells == [(48 // factor, 80 // factor), (SIZE_PX // factor,) * 2]
+    asked = {bucket_of_step(cache.counts, step)[0] for step in range(recipe.steps)}
+    assert asked == {0, 1}
+    assert_equal_to_a_plain_loop(base, pipeline, cache, recipe, tmp_path)
+    if base.family == "sdxl":  # the sizes as diffusers' pipeline tells them: file, corner, crop
+        told = cache.conditions(1)["time_ids"]
+        ids = pipeline._get_add_time_ids((70, 120), (0, 1), (48, 80), torch.float32, 32)
+        assert torch.equal(told, ids[0])
+
+
+def assert_equal_to_a_plain_loop(
+    base: Base, pipeline: Any, cache: LatentCache, recipe: Recipe, folder: Path
+) -> None:
+    """Our training of `recipe` against one of diffusers, PEFT and torch; the draws are shared."""
+    train(base, cache, recipe, folder / "trial")
+    found = load_checkpoint(list_checkpoints(folder / "trial")[-1].path).adapter
 
     denoiser = getattr(pipeline, base.denoiser_name)
     denoiser.requires_grad_(False)
     torch.manual_seed(recipe.seed)
     modules = "|".join(re.escape(name) for name in target_layers(base, recipe.network))
-    denoiser.add_adapter(
-        LoraConfig(r=4, lora_alpha=4, target_modules=modules, use_dora=method == "dora")
-    )
+    use_dora = recipe.network.method == "dora"
+    denoiser.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=modules, use_dora=use_dora))
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4, weight_decay=0.01)
     for step in range(recipe.steps):
@@ -286,6 +389,9 @@ def test_training_equals_a_plain_diffusers_and_peft_loop(
         loss = (forward(base, denoiser, noisy, batch) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        for parameter in parameters:
+            if parameter.grad is None:  # of a layer that reaches no output; a pack's is zero
+                parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     wanted = {
@@ -395,7 +501,7 @@ def test_targets_by_regular_expression(base: Base) -> None:
     assert target_layers(base, Network()).keys() < wide.keys()
 
 
-@pytest.mark.parametrize("name", ["zimage"], indirect=True)
+@pytest.mark.parametrize("name", ["zimage", "qwen_image"], indirect=True)
 def test_captions_of_several_lengths_share_a_pack(
     base: Base, cache: LatentCache, tmp_path: Path
 ) -> None:
@@ -416,16 +522,57 @@ def test_captions_of_several_lengths_share_a_pack(
         for key, tensor in wanted.items():
             # More padding makes other sums of the same numbers.
             assert (found[key] - tensor).abs().max() <= 1e-4 * tensor.abs().max(), key
+
+
+@pytest.mark.parametrize("name", ["zimage"], indirect=True)
+def test_layers_that_take_captions_one_after_the_other_are_no_targets(base: Base) -> None:
     with pytest.raises(UserError, match=r"cap_embedder\.1, which no adapter"):
         target_layers(base, Network(targets="regex:."))
 
 
-@pytest.mark.parametrize("side", [8, 64, 128])
-def test_the_shift_is_that_of_the_flux_pipeline(side: int) -> None:
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (128, 128), (96, 170)])
+def test_the_shift_is_that_of_the_flux_pipeline(size: tuple[int, int]) -> None:
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    mu = calculate_shift((side // 2) ** 2, 256, 4096, 0.5, 1.15)
-    assert FlowShift(None).at(side, side) == pytest.approx(np.exp(mu))
+    mu = calculate_shift((size[0] // 2) * (size[1] // 2), 256, 4096, 0.5, 1.15)
+    assert FlowShift(None).at(*size) == pytest.approx(np.exp(mu))
+
+
+@pytest.mark.parametrize("name", ["flux-dev"], indirect=True)
+def test_the_times_of_a_bucket_are_shifted_by_its_own_tokens(
+    base: Base, make_cache: Callable[..., LatentCache]
+) -> None:
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    sizes = [(64, 64), (32, 100)]
+    logits = []
+    for height, width in sizes:
+        cache = make_cache(base, buckets={(height, width): 2})
+        batch = draw_batch(small(base), cache, 0, range(4), 4, base.objective)
+        mu = calculate_shift((height // 2) * (width // 2), 256, 4096, 0.5, 1.15)
+        logits.append(torch.logit(batch.timesteps / FLOW_TIMESTEPS) - mu)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_at_any_shape_are_those_of_diffusers(base: Base, pipeline: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((4, 12), (10, 6)):
+        noisy = torch.randn(2, base.latent_channels, height, width, generator=generator)
+        told = {
+            **base.encode_prompts(PROMPTS),
+            **{
+                name: tensor.expand(2, -1)
+                for name, tensor in base.picture_conditions((30, 90), (0, 3), (32, 96)).items()
+            },
+        }
+        times = torch.tensor([100, 700])
+        if base.is_flow:
+            times = times.float()
+        batch = SimpleNamespace(conditions=told, timesteps=times)
+        with torch.no_grad():
+            found = base.predict(noisy, times, told)
+            wanted = forward(base, getattr(pipeline, base.denoiser_name), noisy, batch)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_flow_times_are_logit_normal_and_shifted() -> None:
@@ -442,8 +589,8 @@ def test_flow_times_are_logit_normal_and_shifted() -> None:
 def test_sdxl_is_told_size_and_place_of_the_crop(
     load_once: OfName, load_pipeline_once: OfName
 ) -> None:
-    told = load_once("sdxl").picture_conditions((300, 200), (16, 0), 64)["time_ids"]
+    told = load_once("sdxl").picture_conditions((300, 200), (16, 0), (64, 96))["time_ids"]
     wanted = load_pipeline_once("sdxl")._get_add_time_ids(
-        (300, 200), (16, 0), (64, 64), torch.float32, 32
+        (300, 200), (16, 0), (64, 96), torch.float32, 32
     )
     assert torch.equal(told, wanted[0])

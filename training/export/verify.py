@@ -61,20 +61,25 @@ def verify(
     `form` is "lora", "dora" or "diff" (kohya), "peft" or "full" (diffusers). Raises
     VerificationError when a loader leaves a layer out or outputs differ beyond tolerance.
     """
-    bare = _copy(base)
-    trained = _copy(base)
-    load_adapter(trained, dict(state), network)
-    inputs = _inputs(bare)
+    # One copy at a time: in fp32 it may be twice as large as the base.
+    twin = _copy(base)
+    inputs = _inputs(twin)
     with_text = network.text_encoder is not None
-    plain, wanted = _outputs(bare, inputs, with_text), _outputs(trained, inputs, with_text)
+    plain = _outputs(twin, inputs, with_text)
+    load_adapter(twin, dict(state), network)
+    wanted = _outputs(twin, inputs, with_text)
+    detach(twin)
+    spare = [twin]
+    del twin
     effects = {name: float((wanted[name] - plain[name]).abs().max()) for name in plain}
     limits = {
         name: EFFECT_TOLERANCE * effects[name] + NOISE_TOLERANCE * float(plain[name].abs().max())
         for name in plain
     }
     expected = {key.split(".lora_")[0] for key in state}
-    # diffusers reads kohya's names of UNets alone.
-    both = (_diffusers, _numpy_merge) if base.denoiser_name == "unet" else (_numpy_merge,)
+    # Of the other prefixes diffusers knows none.
+    known = base.kohya_prefix == "lora_unet_"
+    both = (_diffusers, _numpy_merge) if known else (_numpy_merge,)
     readers: dict[str, tuple[Callable[[Path, Base], set[str]], ...]] = {
         "lora": both,
         "dora": (_numpy_merge,),
@@ -84,7 +89,7 @@ def verify(
     }
     errors = []
     for read in readers[form]:
-        reloaded = _copy(base)
+        reloaded = spare.pop() if spare else _copy(base)
         changed = read(path, reloaded)
         if changed != expected:
             raise VerificationError(
@@ -101,6 +106,7 @@ def verify(
                     f"{effects[name]:.3g})"
                 )
         errors.append(float((found[DENOISER] - wanted[DENOISER]).abs().max()))
+        del reloaded
     return Verification(len(expected), max(errors), effects[DENOISER])
 
 

@@ -95,7 +95,7 @@ class Base(ABC):
 
     @property
     def size_multiple_px(self) -> int:
-        """What the side of a picture must be a multiple of."""
+        """What the sides of a picture must be multiples of."""
         return self.vae_factor * self.patch
 
     @property
@@ -147,12 +147,12 @@ class Base(ABC):
         """
 
     def picture_conditions(
-        self, original: tuple[int, int], corner: tuple[int, int], size_px: int
+        self, original: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Tensor]:
         """What the denoiser is told of a picture itself, fp32: most families tell it nothing.
 
-        `original` is the file's (height, width), `corner` the crop's (top, left) in the scaled
-        picture, `size_px` the crop's side. Sampling asks for (size, size) and (0, 0).
+        In pixels: `original` is the file's (height, width), `corner` the crop's (top, left) in the
+        scaled picture, `size` the crop's (height, width). Sampling asks for the size and (0, 0).
         """
         return {}
 
@@ -201,6 +201,13 @@ class Base(ABC):
 
         `timesteps` is (N,) as the objective draws them.  # (N, C, h, w)
         """
+
+    def guided(self, without: Tensor, with_text: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance w of two predictions, `u + w·(c - u)`.  # (N, C, h, w)
+
+        Ho & Salimans 2022, in diffusers' convention.
+        """
+        return without + guidance * (with_text - without)
 
     @abstractmethod
     def sampler(self, steps: int, latents: Tensor) -> Any:
@@ -300,8 +307,10 @@ def even_flow_sampler(base: Base, steps: int, latents: Tensor) -> Any:
 
 def vae_factor(folder: Path) -> int:
     """Pixels per latent cell along one side; the VAE halves between two of its blocks."""
-    blocks = read_json(folder / "vae" / "config.json")["block_out_channels"]
-    return int(2 ** (len(blocks) - 1))
+    config = read_json(folder / "vae" / "config.json")
+    # A VAE of videos says of every halving whether time is halved too (diffusers' spelling).
+    halvings = config.get("temperal_downsample") or config["block_out_channels"][1:]
+    return int(2 ** len(halvings))
 
 
 def refuse_other_inputs(base: Base, channels: int) -> None:
