@@ -24,6 +24,7 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
         recipe.network.targets,
         recipe.resolution,
         recipe.precision,
+        recipe.base_precision,
         recipe.batch_size,
         recipe.accumulation,
         recipe.prior_weight > 0,
