@@ -46,6 +46,7 @@ from training import (
     Winner,
     base_facts,
     choose_winner,
+    refuse_quantised_shares,
     run_trials,
     views_per_image,
 )
@@ -123,6 +124,8 @@ def plan_config(
     """
     base = base_facts(config.base or home.settings.base or STARTER_BASE)
     plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
+    if home.settings.strategy == "fsdp":
+        refuse_quantised_shares(planned.recipe for planned in plan.trials)
     if home.settings.embedder and config.scoring.embedder is None:
         scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
         config = config.model_copy(update={"scoring": scoring})

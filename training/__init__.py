@@ -34,6 +34,7 @@ from training.sampling import sample
 from training.scores import BaseScores, Score
 from training.scoring import score_base, score_checkpoint
 from training.selection import Candidate, Winner, choose_winner
+from training.sharding import refuse_quantised_shares
 from training.views import ADVISED_VIEWS, steps_for_views, views_per_image
 from training.worker import FAILED_FILE, SweepJob, TrialSpec
 
@@ -80,6 +81,7 @@ __all__ = [
     "native_size_px",
     "plan_packs",
     "probe_pack",
+    "refuse_quantised_shares",
     "resolve_precision",
     "run_trials",
     "sample",

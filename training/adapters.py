@@ -27,6 +27,7 @@ from training.pack.parts import (
     part_shape,
     parts_of,
     refuse_unknown_kernels,
+    weight_shape,
 )
 from training.pack.principal import principal_factors
 from training.recipe import CONV_PRESET, Network
@@ -68,7 +69,7 @@ def target_layers(base: Base, network: Network) -> dict[str, Layer]:
             f"{network.targets} names no linear layer and no convolution of {base.id}",
             f"match module names such as {_some_linear(base)}, or use a preset",
         )
-    kernels = any(has_kernel(layer.weight.shape) for layer in layers.values())
+    kernels = any(has_kernel(weight_shape(layer)) for layer in layers.values())
     if not kernels and network.of_kernels() != network:
         raise UserError(
             "recipe: network.conv_rank, network.conv_alpha",
@@ -101,7 +102,7 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
 
     parts: Parts = {}
     for name, layer in target_layers(base, network).items():
-        own = network_of(network, layer.weight.shape)
+        own = network_of(network, weight_shape(layer))
         down_shape = part_shape(DOWN, own.rank, layer)
         up_shape = part_shape(UP, own.rank, layer)
         # PEFT makes two layers, which draw weights of their own, before it draws A.
@@ -111,7 +112,7 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
         if network.init == "pissa":
             parts[name, DOWN], parts[name, UP] = principal_factors(name, layer, own)
         for part in parts_of(network)[2:]:
-            weight = whole(layer.weight.detach()).float()
+            weight = whole(layer.weight).float()
             norms = torch.linalg.vector_norm(weight, dim=axes_under(part, layer)).cpu()
             parts[name, part] = norms.view(part_shape(part, own.rank, layer))
     return {state_name(base.denoiser_name, *key): tensor for key, tensor in sorted(parts.items())}
@@ -160,7 +161,7 @@ def _check(
     """Raise UserError for the first tensor that is missing, foreign, or of another shape."""
     expected = {
         state_name(base.denoiser_name, name, part): part_shape(
-            part, network_of(network, layer.weight.shape).stored_rank, layer
+            part, network_of(network, weight_shape(layer)).stored_rank, layer
         )
         for name, layer in layers.items()
         for part in parts_of(network)

@@ -41,6 +41,7 @@ _ADDED_LATER = (
     ("", "timestep_shift", None),
     ("", "ema_decay", None),
     ("", "aspect_buckets", False),
+    ("", "base_precision", "auto"),
 )
 
 
@@ -185,6 +186,13 @@ class Recipe(Strict):
         "auto",
         description="Of the forward and backward pass; adapter weights and optimiser stay fp32. "
         "auto: fp16 on CUDA (bf16 for flow models, which overflow fp16), fp32 on CPU.",
+    )
+    base_precision: Literal["auto", "int8", "nf4"] = Field(
+        "auto",
+        description="How the frozen base's linear layers are held. auto: fp32, or half on CUDA. "
+        "int8: 8 bits with a scale for each row. nf4: 4 bits (Dettmers et al. 2023, QLoRA). They "
+        "are for bases that do not fit otherwise: the adapter is trained and scored on the rounded "
+        "weights.",
     )
     resolution: int | None = Field(
         None,

@@ -30,7 +30,7 @@ from training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
 )
-from training.families import Base, family_of, load_base
+from training.families import Base, family_of
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset
 from training.lockstep import in_step
@@ -40,9 +40,10 @@ from training.pack.pack import shared_by_a_pack
 from training.pack.plan import MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
 from training.prompts import ScoringConfig
+from training.quantised import BASE_PRECISIONS, load_quantised
 from training.recipe import Recipe
 from training.retention import drop_other_states
-from training.sharding import load_sharded, worker_mesh
+from training.sharding import load_sharded, refuse_quantised_shares, worker_mesh
 
 FAILED_FILE = "failed.json"
 SETUP = "setup"
@@ -76,6 +77,11 @@ class SweepJob:
     strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
     batch_workers: int | None = None  # that batch_size is written for; None: those of the group
     offload_base: bool = False  # with fsdp: the shares lie in the host's memory
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a quantised base with fsdp."""
+        if self.strategy == "fsdp":
+            refuse_quantised_shares(spec.recipe for spec in self.trials)
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,10 @@ class Worker:
         """Train and score every trial that is not done; returns what kept all from starting."""
         problem = self.group.rank_0_says(lambda: self._set_up(self._encode))
         if problem is None:
-            first = self.job.trials[0].recipe
-            problem = self._on_rank_0(first, lambda: self._set_up(self._score_bare_base))
+            reference = self._reference()
+            problem = self._on_rank_0(
+                reference, lambda: self._set_up(lambda: self._score_bare_base(reference))
+            )
         if problem is not None:
             return problem
         for specs, seats in self.group.rank_0_says(self._packs):
@@ -330,7 +338,12 @@ class Worker:
             }
         )
 
-    def _score_bare_base(self) -> None:
+    def _reference(self) -> Recipe:
+        """The trial on whose base, bare, all are compared with: the least rounded one's."""
+        recipes = [spec.recipe for spec in self.job.trials]
+        return min(recipes, key=lambda recipe: BASE_PRECISIONS.index(recipe.base_precision))
+
+    def _score_bare_base(self, reference: Recipe) -> None:
         if self.job.scoring is None:
             return
         from captioning import STARTER_CLIP, Embedder
@@ -339,7 +352,7 @@ class Worker:
         self._send({"kind": "base", "state": "scoring"})
         self._embedder = Embedder(self.job.scoring.embedder or STARTER_CLIP)
         self._base_scores = score_base(
-            self._base_for(self.job.trials[0].recipe),
+            self._base_for(reference),
             self._load_dataset(),
             self.job.scoring,
             self._embedder,
@@ -366,14 +379,15 @@ class Worker:
             raise UserError(*failure)
 
     def _base_for(self, recipe: Recipe) -> Base:
-        """The base in the recipe's precision; one is in memory at a time."""
+        """The base in the recipe's form; one is in memory at a time."""
         # Asking for the family may ask the hub: once is enough.
         half = self._base.half if self._base is not None else family_of(self.job.base).half
         dtype = base_dtype(recipe, self.device, half)
-        if self._base is None or self._base.dtype != dtype:
+        form = recipe.base_precision
+        if self._base is None or (self._base.dtype, self._base.held_as) != (dtype, form):
             self._base = None
             if self._mesh is None:
-                self._base = load_base(self.job.base, self.device, dtype)
+                self._base = load_quantised(self.job.base, self.device, dtype, form)
             else:
                 offload = self.job.offload_base
                 self._base = load_sharded(self.job.base, self.device, dtype, self._mesh, offload)

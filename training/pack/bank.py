@@ -34,6 +34,7 @@ from training.pack.parts import (
     network_of,
     parts_of,
     unpadded,
+    weight_shape,
 )
 from training.pack.pissa import FirstFactors, stacked, unstacked
 from training.recipe import Network
@@ -68,7 +69,7 @@ class _Group:
     @property
     def cells(self) -> int:
         """The cells of the layers' kernel; 1 for linear layers."""
-        return math.prod(self.layers[0].weight.shape[2:])
+        return math.prod(weight_shape(self.layers[0])[2:])
 
 
 class AdapterBank:
@@ -118,7 +119,7 @@ class AdapterBank:
         by_shape: dict[tuple[int, ...], list[int]] = {}
         names, modules = list(layers), list(layers.values())
         for index, layer in enumerate(modules):
-            by_shape.setdefault(tuple(layer.weight.shape), []).append(index)
+            by_shape.setdefault(weight_shape(layer), []).append(index)
         groups, start = [], 0
         for shape, indices in by_shape.items():
             own = tuple(modules[index] for index in indices)
@@ -295,7 +296,7 @@ class AdapterBank:
             down = self._block(group, DOWN)[:, slots].contiguous()
             up = self._block(group, UP)[:, slots]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
-            # One at a time, since a shared base's are copies.
+            # One at a time, since those of a shared or quantised base are copies.
             weights = (whole(layer.weight).flatten(1) for layer in group.layers)
             found = torch.full_like(group.grads[magnitude], torch.inf)  # (L, K, dim)
             found[:, slots] = compute(weights, squares, down, up)
@@ -356,7 +357,7 @@ def _unbound(gains: Tensor | None, group: _Group) -> Sequence[Tensor | None]:
 
 def _squares(layer: Layer, magnitude: str) -> Tensor:
     """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
-    return whole(layer.weight.detach()).float().square().sum(axes_under(magnitude, layer))
+    return whole(layer.weight).float().square().sum(axes_under(magnitude, layer))
 
 
 def install(parent: nn.Module, layers: Mapping[str, Layer], bank: AdapterBank) -> None:

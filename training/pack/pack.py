@@ -26,6 +26,7 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
         recipe.resolution,
         BucketLimits.of(recipe),
         recipe.precision,
+        recipe.base_precision,
         recipe.batch_size,
         recipe.accumulation,
         recipe.prior_weight > 0,
