@@ -15,6 +15,7 @@ from rich.console import Console
 
 from captioning import DatasetVersion, UserError, load_config
 from services.adapters import Registered, register_winner
+from services.class_sets import check_class_pictures, with_class_sets
 from services.dataset_versions import newest_dataset
 from services.engine import ray_when_needed
 from services.estimate_text import known_line
@@ -119,10 +120,13 @@ def plan_config(
 ) -> tuple[BaseFacts, SweepPlan, SweepConfig]:
     """The base, the trials, and the config with what the home's settings add to it.
 
+    Folders of class pictures are kept in the store, and the config names their sets.
     Raises UserError for a base that is no model and for a config that asks for the impossible.
     """
     base = base_facts(config.base or home.settings.base or STARTER_BASE)
+    config = with_class_sets(home.store, config)
     plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
+    check_class_pictures(home.store, plan, dataset)
     if home.settings.embedder and config.scoring.embedder is None:
         scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
         config = config.model_copy(update={"scoring": scoring})
@@ -167,6 +171,7 @@ def run_sweep(
         ),
         scoring=record.config.scoring,
         score_dir=str(scores_dir(home.store, record)),
+        store=str(home.store.root),
         max_slots=home.settings.trials_per_pack,
         gradient_checkpointing=home.settings.gradient_checkpointing,
         strategy=home.settings.strategy,

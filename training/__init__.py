@@ -9,6 +9,7 @@ from training.checkpoints import (
     load_checkpoint,
     samples_per_step_at,
 )
+from training.class_pictures import class_samples
 from training.export import ExportReport, VerificationError, export_adapter
 from training.families import (
     STARTER_BASE,
@@ -70,6 +71,7 @@ __all__ = [
     "begun_with",
     "check_checkpoints",
     "choose_winner",
+    "class_samples",
     "encode_dataset",
     "export_adapter",
     "family_of",

@@ -19,6 +19,9 @@ from training.latents import LatentCache
 from training.objective import Objective
 from training.recipe import Recipe
 
+# The draws of class pictures.
+CLASS_STREAM = "class/"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -71,16 +74,18 @@ def draw_batch(
     places: Sequence[int],
     step_samples: int,
     objective: Objective,
+    stream: str = "",
 ) -> Batch:
     """Draw the samples at `places` of optimiser step `step` (0-based), which has `step_samples`.
 
-    Pictures come in a fresh random order every epoch, each once per epoch.
+    Pictures come in a fresh random order every epoch, each once per epoch. Batches of other
+    pictures at the same places have a `stream` of draws of their own (`CLASS_STREAM`).
     """
     images, latents, noises, timesteps, conditions = [], [], [], [], []
     priors, masks = [], []
     for place in places:
-        image = _image_at(recipe.seed, step * step_samples + place, len(cache.mean))
-        generator = _generator("sample", recipe.seed, step, place)
+        image = _image_at(stream, recipe.seed, step * step_samples + place, len(cache.mean))
+        generator = _generator(f"{stream}sample", recipe.seed, step, place)
         timestep = objective.draw_timestep(recipe, generator, cache.mean.shape[-3:])
         choices = torch.rand(2, generator=generator)  # caption kept or not, mirrored or not
         view = int(choices[1] * cache.mean.shape[1])
@@ -116,10 +121,10 @@ def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _image_at(seed: int, position: int, count: int) -> int:
+def _image_at(stream: str, seed: int, position: int, count: int) -> int:
     """The picture at `position` of the endless sequence of shuffled epochs."""
     epoch, place = divmod(position, count)
-    order = torch.randperm(count, generator=_generator("order", seed, epoch))
+    order = torch.randperm(count, generator=_generator(f"{stream}order", seed, epoch))
     return int(order[place])
 
 

@@ -260,6 +260,7 @@ def _with_absolute_paths(job: SweepJob) -> SweepJob:
         dataset_path=str(Path(job.dataset_path).resolve()),
         latents_dir=str(Path(job.latents_dir).resolve()),
         score_dir=str(Path(job.score_dir).resolve()),
+        store=None if job.store is None else str(Path(job.store).resolve()),
         trials=tuple(replace(t, trial_dir=Path(t.trial_dir).resolve()) for t in job.trials),
     )
 

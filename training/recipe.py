@@ -37,6 +37,8 @@ _ADDED_LATER = (
     ("", "tag_orders", 1),
     ("", "masked_loss", None),
     ("", "prior_weight", 0.0),
+    ("", "class_pictures", None),
+    ("", "class_prompt", None),
     ("", "timestep_sampling", None),
     ("", "timestep_shift", None),
     ("", "ema_decay", None),
@@ -257,10 +259,24 @@ class Recipe(Strict):
         0.0,
         ge=0,
         le=10,
-        description="Weight of keeping what the base itself answers to every caption without the "
-        "trigger, so that the class word does not become the character (prior preservation, Ruiz "
-        "et al. 2023, weight 1; the base is the teacher, no class pictures are needed). A step "
-        "takes more than twice as long.",
+        description="Weight of prior preservation, so that the class word does not become the "
+        "character (Ruiz et al. 2023, weight 1): the loss on class_pictures, or without them that "
+        "of keeping what the base itself answers to every caption without the trigger. A step "
+        "computes twice as many samples; without class_pictures the base's answers come on top.",
+    )
+    class_pictures: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or ZIP file of others of the class, with captions beside them: as many "
+        "samples of them as of the character are in every step, weighing prior_weight (DreamBooth, "
+        "Ruiz et al. 2023; kohya's regularisation images). They are kept in the store as a set, "
+        "whose name can stand here too. None: the base is the teacher of prior_weight.",
+    )
+    class_prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="The caption of all class_pictures, such as the class word. None: the captions "
+        "beside them.",
     )
     flip: bool = Field(False, description="Also train on the mirrored pictures.")
     clip_norm: float | None = Field(
@@ -285,6 +301,19 @@ class Recipe(Strict):
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than steps "
                 f"{self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _class_pictures_count(self) -> Recipe:
+        if self.class_pictures is not None and self.prior_weight == 0:
+            raise ValueError(
+                "class_pictures are trained with prior_weight, which is 0: set it, 1 is usual, or "
+                "leave class_pictures out"
+            )
+        if self.class_prompt is not None and self.class_pictures is None:
+            raise ValueError(
+                "class_prompt is the caption of class_pictures: name these, or leave it out"
             )
         return self
 
@@ -321,6 +350,11 @@ class Recipe(Strict):
             if key in place and place[key] == usual:
                 del place[key]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def samples_per_pass(self) -> int:
+        """The samples of one trial in a forward pass: class pictures double a micro-batch."""
+        return self.batch_size * (1 if self.class_pictures is None else 2)
 
     def checkpoint_steps(self) -> tuple[int, ...]:
         """The steps with a checkpoint: multiples of `checkpoint_every`, and the last step."""

@@ -18,7 +18,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from captioning import DatasetVersion, UserError, load_dataset, write_atomic
+from captioning import (
+    DatasetVersion,
+    Store,
+    UserError,
+    load_class_pictures,
+    load_dataset,
+    write_atomic,
+)
 from training.adapters import detach, load_adapter
 from training.batches import samples_per_step
 from training.captions import CaptionPlan
@@ -29,9 +36,10 @@ from training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
 )
+from training.class_pictures import class_samples
 from training.families import Base, family_of, load_base
 from training.group import Group, Ledger
-from training.latents import LatentCache, encode_dataset
+from training.latents import LatentCache, encode_dataset, encode_samples
 from training.lockstep import in_step
 from training.loop import base_dtype, train_pack
 from training.mailbox import Event
@@ -75,6 +83,7 @@ class SweepJob:
     strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
     batch_workers: int | None = None  # that batch_size is written for; None: those of the group
     offload_base: bool = False  # with fsdp: the shares lie in the host's memory
+    store: str | None = None  # the farm's, which holds the sets of class pictures
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class Worker:
         # Made here, where all workers are.
         self._mesh = worker_mesh(device, group.world_size) if job.strategy == "fsdp" else None
         self._base: Base | None = None
-        self._caches: dict[tuple[int | None, bool, CaptionPlan], LatentCache] = {}
+        self._caches: dict[tuple[object, ...], LatentCache] = {}
         self._dataset: DatasetVersion | None = None
         self._embedder: Any = None
         self._base_scores: Any = None
@@ -169,6 +178,7 @@ class Worker:
     def _encode(self) -> None:
         for spec in self.job.trials:
             self._cache_for(spec.recipe)
+            self._class_cache_for(spec.recipe)
 
     def _on_rank_0(self, recipe: Recipe, act: Callable[[], T]) -> T:
         """`act()`, which may sample, computed on rank 0 and given to every rank."""
@@ -222,7 +232,12 @@ class Worker:
 
     def _train_and_score(self, specs: Sequence[TrialSpec], seats: int) -> bool:
         """Of trials that share packs of `seats`; False when the driver asked to stop."""
-        trials = {s.trial: Trial(s.trial_dir, s.recipe, self._cache_for(s.recipe)) for s in specs}
+        trials = {
+            s.trial: Trial(
+                s.trial_dir, s.recipe, self._cache_for(s.recipe), self._class_cache_for(s.recipe)
+            )
+            for s in specs
+        }
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base_for(specs[0].recipe)
         base.release_encoders()
@@ -392,7 +407,7 @@ class Worker:
                 recipe.resolution,
                 recipe.flip,
                 Path(self.job.latents_dir),
-                lambda done, total: self._send({"kind": "encode", "done": done, "total": total}),
+                self._tell_encoded,
                 captions,
             )
         if recipe.masked_loss is not None and bool((self._caches[key].mask == 1).all()):
@@ -402,6 +417,29 @@ class Worker:
                 "leave it out, or save what is not to be learnt as transparent (PNG, WebP)",
             )
         return self._caches[key]
+
+    def _class_cache_for(self, recipe: Recipe) -> LatentCache | None:
+        """The encoded class pictures, if the recipe names any; in memory once likewise."""
+        name = recipe.class_pictures
+        if name is None:
+            return None
+        key = recipe.resolution, recipe.flip, name, recipe.class_prompt
+        if key not in self._caches:
+            if self.job.store is None:
+                raise ValueError("the job does not say where class pictures are stored")
+            pictures = load_class_pictures(Store(Path(self.job.store)), name)
+            self._caches[key] = encode_samples(
+                class_samples(pictures, recipe.class_prompt, self._load_dataset()),
+                self._base_for(recipe),
+                recipe.resolution,
+                recipe.flip,
+                Path(self.job.latents_dir),
+                self._tell_encoded,
+            )
+        return self._caches[key]
+
+    def _tell_encoded(self, done: int, total: int) -> None:
+        self._send({"kind": "encode", "done": done, "total": total})
 
     def _load_dataset(self) -> DatasetVersion:
         if self._dataset is None:

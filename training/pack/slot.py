@@ -34,6 +34,13 @@ class Trial:
     trial_dir: Path
     recipe: Recipe
     cache: LatentCache
+    class_cache: LatentCache | None = None  # of the recipe's class pictures, if it names any
+
+    def __post_init__(self) -> None:
+        if (self.class_cache is None) != (self.recipe.class_pictures is None):
+            raise ValueError(
+                f"trial {self.id}: class pictures must be named and encoded, or neither"
+            )
 
     @property
     def id(self) -> str:
