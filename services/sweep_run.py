@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -104,7 +104,7 @@ def prepare_sweep(
     done = steps_done(home, plan)
     estimator = Estimator(home, base)
     known = known_line(
-        estimator.packs(plan.trials, done),
+        estimator.packs(plan.trained, done),
         checkpoints_left(plan.trials, done),
         estimator.scoring_seconds(config.scoring),
         memory_bytes(home.settings),
@@ -166,8 +166,11 @@ def run_sweep(
         dataset_path=str(dataset.path),
         latents_dir=str(home.store.latents),
         trials=tuple(
-            TrialSpec(planned.trial, planned.recipe, home.store.runs / planned.trial)
-            for planned in plan.trials
+            replace(
+                _spec(home, planned),
+                cuts=tuple(_spec(home, cut) for cut in plan.cuts_of(planned.trial)),
+            )
+            for planned in plan.trained
         ),
         scoring=record.config.scoring,
         score_dir=str(scores_dir(home.store, record)),
@@ -180,8 +183,8 @@ def run_sweep(
     )
     settings = home.settings
     with Display(console) as display:
-        steps = sum(planned.recipe.steps for planned in plan.trials)
-        title = f"{dataset.character}: {len(plan.trials)} trials trained and scored"
+        steps = sum(planned.recipe.steps for planned in plan.trained)
+        title = f"{dataset.character}: {len(plan.trained)} trials trained and scored"
         if _is_done(home, prepared):
             display.say(f"  {title} before")
         else:
@@ -207,6 +210,10 @@ def run_sweep(
     registered = register_winner(home, record, dataset, winner, registry, run_ids, console)
     registry.record.close_sweep(parent)
     return Finished(record, plan, dataset, winner, registered, registry)
+
+
+def _spec(home: Home, planned: PlannedTrial) -> TrialSpec:
+    return TrialSpec(planned.trial, planned.recipe, home.store.runs / planned.trial)
 
 
 def _is_done(home: Home, prepared: Prepared) -> bool:
@@ -273,6 +280,7 @@ class _Recorder:
                     "base_hash": record.base_hash,
                     "family": record.family,
                     **read_effective_batch(trial_dir),
+                    **({"cut_of": planned.cut_of} if planned.cut_of else {}),
                 },
             ),
         )
@@ -283,7 +291,7 @@ class _Recorder:
         lost = failures(self._home.store, trials)
         run_ids = {}
         for done, planned in enumerate(trials, start=1):
-            state = "failed" if planned.trial in lost else "finished"
+            state = "failed" if (planned.cut_of or planned.trial) in lost else "finished"
             run_ids[planned.trial] = self.trial(planned, state)
             sheet = trial_sheet(
                 self._home.store,

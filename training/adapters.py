@@ -7,7 +7,8 @@ touched: after `detach` it holds the very modules and bytes it had before.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -186,6 +187,19 @@ def bank_on(base: Base) -> AdapterBank | None:
         if isinstance(module, BankLayer):
             return module.bank
     return None
+
+
+@contextmanager
+def cut_at(base: Base, rank: int) -> Iterator[None]:
+    """Within the block the adapter that acts alone on `base` does so with its first `rank` ranks.
+
+    Raises RuntimeError when none does.
+    """
+    bank = bank_on(base)
+    if bank is None:
+        raise RuntimeError("no adapter is on this base")
+    with bank.cut_alone(rank):
+        yield
 
 
 def is_attached(base: Base) -> bool:

@@ -117,6 +117,18 @@ def draw_batch(
     )
 
 
+def drawn_rank(recipe: Recipe, step: int) -> int | None:
+    """The rank that optimiser step `step` (0-based) trains, each of `network.nested_ranks` alike.
+
+    DyLoRA (Valipour et al. 2022) with a uniform distribution. None where there are no such ranks.
+    """
+    ranks = recipe.network.nested_ranks
+    if ranks is None:
+        return None
+    generator = _generator("rank", recipe.seed, step)
+    return ranks[int(torch.randint(len(ranks), (), generator=generator))]
+
+
 def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 

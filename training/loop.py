@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import CLASS_STREAM, draw_batch, places_of, shared_out
+from training.batches import CLASS_STREAM, draw_batch, drawn_rank, places_of, shared_out
 from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
@@ -161,6 +161,8 @@ def train_pack(
             started = time.perf_counter()
             begin_step(base.device)
             bank, slots = pack.bank, pack.slots
+            for slot in slots:
+                bank.cut(slot.index, drawn_rank(slot.recipe, slot.step))
             bank.zero_grad()
             losses, lack = _add_up_gradients(
                 base, pack, micro_batches.recipe, precision, rank, world_size, step_samples

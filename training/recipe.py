@@ -31,6 +31,7 @@ _ADDED_LATER = (
     ("network", "init", "default"),
     ("network", "conv_rank", None),
     ("network", "conv_alpha", None),
+    ("network", "nested_ranks", None),
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
@@ -98,6 +99,14 @@ class Network(Strict):
         "either, conv_rank.",
     )
 
+    nested_ranks: tuple[int, ...] | None = Field(
+        None,
+        description="Ranks at which the adapter is cut afterwards, rising up to rank, such as "
+        "[4, 8, 16]: every step trains it cut at one of them, which is drawn (DyLoRA, Valipour et "
+        "al. 2022; Kusupati et al. 2022). Each is a candidate of its own, approximate: a run at "
+        "that rank alone ends elsewhere. None: rank alone is trained.",
+    )
+
     @field_validator("targets")
     @classmethod
     def _targets_are_known(cls, targets: str) -> str:
@@ -119,6 +128,29 @@ class Network(Strict):
                         f"{field} is of convolutions, and targets {self.targets} has none: leave "
                         f"it out, or set targets to {CONV_PRESET}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _nested_ranks_can_be_cut(self) -> Network:
+        ranks = self.nested_ranks
+        if ranks is None:
+            return self
+        if len(ranks) < 2 or ranks[0] < 1 or list(ranks) != sorted(set(ranks)):
+            raise ValueError(f"nested_ranks {list(ranks)} are not two or more rising ranks")
+        if self.rank not in ranks:
+            raise ValueError(
+                f"rank {self.rank} is none of nested_ranks {list(ranks)}: set it to the largest"
+            )
+        if self.init == "pissa":
+            raise ValueError(
+                "nested_ranks cut B·A, and the update of init pissa is B·A - B0·A0, of twice the "
+                "rank: use init default"
+            )
+        if self.conv_rank is not None:
+            raise ValueError(
+                "nested_ranks cut all layers at one rank, and conv_rank gives convolutions one of "
+                "their own: leave it out"
+            )
         return self
 
     def of_kernels(self) -> Network:

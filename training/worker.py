@@ -26,7 +26,7 @@ from captioning import (
     load_dataset,
     write_atomic,
 )
-from training.adapters import detach, load_adapter
+from training.adapters import cut_at, detach, load_adapter
 from training.batches import samples_per_step
 from training.captions import CaptionPlan
 from training.checkpoints import (
@@ -43,6 +43,7 @@ from training.latents import LatentCache, encode_dataset, encode_samples
 from training.lockstep import in_step
 from training.loop import base_dtype, train_pack
 from training.mailbox import Event
+from training.nested import write_cut
 from training.pack.pack import shared_by_a_pack
 from training.pack.plan import MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
@@ -65,6 +66,7 @@ class TrialSpec:
     trial: str
     recipe: Recipe
     trial_dir: Path
+    cuts: tuple[TrialSpec, ...] = ()  # of a run with nested ranks: see `cut_recipes`
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,11 @@ class Worker:
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
         self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
-        self._raise_together(spec, lambda: self._score(spec, Checkpoint(step, path)))
+        whole = Checkpoint(step, path)
+        self._raise_together(spec, lambda: self._score(spec, whole))
+        for cut in spec.cuts:
+            with cut_at(self._base_for(spec.recipe), cut.recipe.network.rank):
+                self._raise_together(cut, functools.partial(self._cut_and_score, cut, whole))
         # Now, and not when the last of those that take its seat is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
@@ -282,29 +288,48 @@ class Worker:
             return True
         from training.scoring import existing_score
 
-        checkpoints = list_checkpoints(spec.trial_dir)
+        checkpoints = [
+            one for each in (spec, *spec.cuts) for one in list_checkpoints(each.trial_dir)
+        ]
         return all(existing_score(one.path, self._base_scores) is not None for one in checkpoints)
 
     def _finish(self, spec: TrialSpec) -> None:
-        if spec.trial not in self._finished:
-            self._finished.add(spec.trial)
-            self._send({"kind": "finished", "trial": spec.trial, "step": spec.recipe.steps})
+        for one in (spec, *spec.cuts):
+            if one.trial not in self._finished:
+                self._finished.add(one.trial)
+                self._send({"kind": "finished", "trial": one.trial, "step": one.recipe.steps})
 
     def _score_the_rest(self, spec: TrialSpec) -> bool:
-        """Score checkpoints that a killed worker left unscored; False when asked to stop."""
+        """Cut and score checkpoints that a killed worker left; False when asked to stop."""
+        if spec.cuts:
+            self._raise_together(spec, lambda: self._cut_the_rest(spec))
         if self.job.scoring is None:
             return not self.group.rank_0_says(self.stopped)
         base = self._base_for(spec.recipe)
         try:
-            for checkpoint in self.group.rank_0_says(lambda: self._unscored(spec)):
-                if self.group.rank_0_says(self.stopped):
-                    return False
-                adapter = load_checkpoint(checkpoint.path).adapter
-                load_adapter(base, adapter, spec.recipe.network)
-                self._raise_together(spec, functools.partial(self._score, spec, checkpoint))
+            for one in (spec, *spec.cuts):
+                for checkpoint in self.group.rank_0_says(functools.partial(self._unscored, one)):
+                    if self.group.rank_0_says(self.stopped):
+                        return False
+                    adapter = load_checkpoint(checkpoint.path).adapter
+                    load_adapter(base, adapter, one.recipe.network)
+                    self._raise_together(one, functools.partial(self._score, one, checkpoint))
         finally:
             detach(base)
         return not self.group.rank_0_says(self.stopped)
+
+    def _cut_and_score(self, cut: TrialSpec, whole: Checkpoint) -> None:
+        """Rank 0: keep a checkpoint's cut, which the adapter on the base is now, and score it."""
+        self._score(cut, write_cut(whole, cut.trial_dir, cut.recipe))
+
+    def _cut_the_rest(self, spec: TrialSpec) -> None:
+        """Rank 0: keep the cuts of checkpoints that have none yet."""
+        wholes = list_checkpoints(spec.trial_dir)
+        for cut in spec.cuts:
+            kept = {checkpoint.step for checkpoint in list_checkpoints(cut.trial_dir)}
+            for whole in wholes:
+                if whole.step not in kept:
+                    write_cut(whole, cut.trial_dir, cut.recipe)
 
     def _unscored(self, spec: TrialSpec) -> list[Checkpoint]:
         from training.scoring import existing_score

@@ -109,6 +109,7 @@ class AdapterBank:
         self._norms: list[dict[str, Tensor]] | None = None  # by group and magnitude, (L, K, dim)
         self._tensors: dict[tuple[torch.dtype, int | None], list[LayerTensors]] = {}
         self._alone: int | None = None
+        self._cuts: dict[int, int] = {}  # slot -> the rank that it acts with, where not its own
         self.is_off = False
 
     def _make_groups(self, layers: Mapping[str, Layer], parts: Sequence[str]) -> list[_Group]:
@@ -208,12 +209,44 @@ class AdapterBank:
 
     @contextmanager
     def alone(self, slot: int) -> Iterator[None]:
-        """Within the block every sample sees the adapter of `slot`, whatever the batch's size."""
+        """Within the block every sample sees the adapter of `slot`, whatever the batch's size.
+
+        It is whole there, at whatever rank it was cut.
+        """
         before, self._alone = self._alone, slot
+        cut = self._cuts.get(slot)
+        self.cut(slot, None)
         try:
             yield
         finally:
             self._alone = before
+            self.cut(slot, cut)
+
+    def cut(self, slot: int, rank: int | None) -> None:
+        """From here on let the slot act, and be trained, with its first `rank` ranks alone.
+
+        None: with all. The scale stays that of the whole adapter, so that the update of a smaller
+        rank is a part of the sum that a larger one's is. Gradients of the other ranks are zero.
+        """
+        if self._cuts.get(slot) == rank:
+            return
+        if rank is None:
+            del self._cuts[slot]
+        else:
+            self._cuts[slot] = rank
+        self.changed()
+
+    @contextmanager
+    def cut_alone(self, rank: int) -> Iterator[None]:
+        """Within the block, inside of `alone`, the adapter that acts is cut at `rank`."""
+        if self._alone is None:
+            raise RuntimeError("no adapter acts alone")
+        slot = self._alone
+        self.cut(slot, rank)
+        try:
+            yield
+        finally:
+            self.cut(slot, None)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -260,9 +293,19 @@ class AdapterBank:
     def _block(self, group: _Group, part: str) -> Tensor:
         """A part of all layers as they need it, contiguous, scale folded in.  # (L, K, ...)"""
         if self._acting is None:
-            self._acting = self.weights if self._first is None else self._first.acting(self.weights)
+            rows = self.weights if self._first is None else self._first.acting(self.weights)
+            self._acting = self._cut_rows(rows) if self._cuts else rows
         block = group.view(self._acting, part).transpose(0, 1)
         return block * group.scales if part == UP else block.contiguous()
+
+    def _cut_rows(self, rows: Tensor) -> Tensor:
+        """The rows with zeros in the ranks that slots do not act with.  # (K, P)"""
+        rows = rows.clone()
+        for group in self._groups:
+            for slot, rank in self._cuts.items():
+                group.view(rows, DOWN)[slot, :, rank:] = 0  # (L, R, in)
+                group.view(rows, UP)[slot, :, :, rank:] = 0  # (L, out, R)
+        return rows
 
     def _group_norms(self, group: _Group) -> dict[str, Tensor]:
         """The norms that a group's magnitudes are divided by, infinite where a slot has none."""
