@@ -20,6 +20,7 @@ from PIL.Image import Image
 from captioning.decode import PictureError
 from captioning.observations import Kind
 from captioning.observers.shrink import Shrink
+from captioning.pixels import pixels_of
 
 # Beside what is in flight one group more may be on its way to the object store.
 GROUP_BYTES = 32 * 1024 * 1024
@@ -28,7 +29,7 @@ DECODERS = min(4, os.cpu_count() or 1)
 
 Asked = list[tuple[int, str]]  # (row among the parcel's pictures, sha256)
 Shrinks = dict[Kind, Shrink | None]  # how each observer shrinks; None: it wants the full size
-Sizes = dict[Shrink | None, np.ndarray]  # one picture, (H, W, 3) uint8 as each shrinks it
+Sizes = dict[Shrink | None, np.ndarray]  # one picture as each shrinks it, see `pixels`
 
 
 @dataclass
@@ -148,6 +149,6 @@ def _sizes(
         # A strip or a tiny picture would grow: its observer does that itself.
         how = shrink.on(picture) if shrink and shrink.makes_smaller(picture) else None
         if how not in made:
-            made[how] = np.asarray(how(picture) if how else picture)
+            made[how] = pixels_of(how(picture) if how else picture)
         sizes[shrink] = made[how]
     return sizes

@@ -16,10 +16,11 @@ from captioning.observations import Observation
 from captioning.observer_config import ObserverConfig, kind_of
 from captioning.observers.load import load_observer
 from captioning.observers.shrink import Shrink
+from captioning.pixels import picture_of
 
 # A batch goes out when it is full or when its first request has waited this long.
 BATCH_WAIT_S = 0.02
-Request = list[tuple[str, np.ndarray]]  # (sha256, upright RGB (H, W, 3)) of each picture
+Request = list[tuple[str, np.ndarray]]  # (sha256, an upright RGB picture's pixels) of each
 
 
 class Replica:
@@ -72,7 +73,7 @@ class Replica:
         return [[next(observed) for _ in request] for request in requests]
 
     def _answers(self, arrays: list[np.ndarray]) -> list[Any]:
-        return self._observed([Pillow.fromarray(pixels) for pixels in arrays])
+        return self._observed([picture_of(pixels) for pixels in arrays])
 
     def _observed(self, pictures: list[Pillow.Image]) -> list[Any]:
         """The model's answers; when it fails on all at once, each picture is asked alone."""

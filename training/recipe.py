@@ -230,7 +230,7 @@ class Recipe(Strict):
         5.0,
         gt=0,
         description="Min-SNR loss weighting (Hang et al. 2023, whose best gamma is 5). "
-        "None: every timestep weighs the same, as with flows (SD3, FLUX, Z-Image) always.",
+        "None: every timestep weighs the same, as with flows (SD3 and later) always.",
     )
     timestep_sampling: Literal["uniform", "logit_normal"] | None = Field(
         None,

@@ -37,9 +37,9 @@ def sample(
 ) -> NDArray[np.uint8]:
     """One picture per prompt, `prompts[i]` from the noise of `seeds[i]`.  # (N, H, W, 3)
 
-    `guidance` w gives `u + w·(c - u)` (Ho & Salimans 2022, in diffusers' convention), with both
-    halves in one batch; w = 1 leaves the unconditional half out. A base that is told the guidance
-    (FLUX.1-dev) is told w, and `negative` has no place there. Noise is drawn on the CPU, so that it
+    `guidance` w is that of `Base.guided`, with both halves in one batch; w = 1 leaves the
+    unconditional half out. A base that is told the guidance (FLUX.1-dev, FLUX.2 [dev]) is told w,
+    and `negative` has no place there. Noise is drawn on the CPU, so that it
     is the same on every device. Raises ValueError if the lengths differ, UserError for
     a size that the VAE cannot divide.
     """
@@ -107,7 +107,7 @@ def _denoise(
         output = base.predict(inputs, timestep.expand(rows), conditions)
         if guided:
             without, with_text = output.chunk(2)
-            output = without + guidance * (with_text - without)
+            output = base.guided(without, with_text, guidance)
         latents = scheduler.step(output, timestep, latents).prev_sample
     return latents
 

@@ -189,7 +189,7 @@ def row(name: str, count: int, seconds: float, waits_ms: list[float], decoded: i
 
 def main() -> None:
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
-    count, side = (numbers + [192, 1024][len(numbers) :])[:2]
+    count, side = (numbers + [384, 1024][len(numbers) :])[:2]
     contents = pictures(count, side)
     print(f"{count} JPEGs of {side} px, {CORES} cores, load {os.getloadavg()[0]:.1f}\n")
     print_parts(contents[:32])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
-from tiny_families import write_tokenizer
+from tiny_text import write_tokenizer
 
 from captioning import (
     DatasetVersion,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import diffusers
@@ -18,6 +20,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_families import BUILDERS, build
+from transformers.processing_utils import ProcessorMixin
 
 from captioning import DatasetVersion, UserError
 from training.adapters import load_adapter, target_layers
@@ -33,12 +36,26 @@ from training.pack.slot import Trial
 from training.recipe import Network, Recipe
 from training.sampling import initial_noise, sample
 
-NAMES = list(BUILDERS)
+# What all tests are run on, and variants of these that differ in what is said beside each.
+NAMES = ["sdxl", "sd3", "flux-dev", "flux2-klein", "flux2-dev", "zimage", "qwen_image"]
+OTHER_OBJECTIVE = ["sdxl-v"]
+OTHER_TEXT = ["sd3-no-t5"]
+OTHER_GUIDANCE = ["flux-schnell", "flux2-distilled"]
 FLOWS = [name for name in NAMES if FAMILIES[name.split("-")[0]].is_flow]
 SIZE_PX = 64
 PROMPTS = ["zkw, person, red hat", "zkw, close-up"]
 
 OfName = Callable[[str], Any]
+
+
+class TextProcessor(ProcessorMixin):
+    """FLUX.2 [dev]'s PixtralProcessor without its eyes, which need torchvision.
+
+    It inherits the same `apply_chat_template`.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, chat_template=tokenizer.chat_template)
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +77,11 @@ def load_pipeline_once(load_once: OfName) -> OfName:
     def load(name: str) -> Any:
         base = load_once(name)
         absent = {part: None for part in base.optional if not (base.folder / part).is_dir()}
-        kind = getattr(diffusers, base.pipelines[0])
+        index = json.loads((base.folder / "model_index.json").read_text())
+        kind = getattr(diffusers, index["_class_name"])
         pipeline = kind.from_pretrained(base.folder, use_safetensors=True, **absent)
+        if name == "flux2-dev":
+            pipeline.tokenizer = TextProcessor(pipeline.tokenizer)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -116,16 +136,18 @@ def small(base: Base, **changes: Any) -> Recipe:
     return fit_recipe(recipe, base.family, "test")
 
 
+@pytest.mark.parametrize("name", BUILDERS, indirect=True)
 def test_it_is_known_by_its_index(name: str, base: Base) -> None:
     facts = base_facts(base.folder)
     assert facts.family == base.family == name.split("-")[0]
     assert facts.content_hash == base.content_hash
-    fixed = base.family in {"flux", "flux2", "zimage"}  # their configs name no size
+    fixed = base.family in {"flux", "flux2", "zimage", "qwen_image"}  # their configs name no size
     assert native_size_px(base.folder) == (1024 if fixed else SIZE_PX)
     frozen = (base.denoiser, base.vae, *base.text_encoders.values())
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
 
 
+@pytest.mark.parametrize("name", NAMES + OTHER_TEXT, indirect=True)
 def test_prompts_are_encoded_as_by_the_pipeline(base: Base, pipeline: Any) -> None:
     found = base.encode_prompts(PROMPTS)
     wanted = dict(zip(found, encoded_by(pipeline, base), strict=True))
@@ -145,6 +167,10 @@ def encoded_by(pipeline: Any, base: Base) -> tuple[torch.Tensor, ...]:
         return padded(rows, length), padded(masks, length)
     if base.family == "flux2":
         return (pipeline.encode_prompt(PROMPTS, device="cpu")[0].detach(),)
+    if base.family == "qwen_image":
+        text, mask = pipeline.encode_prompt(PROMPTS, device="cpu")
+        length = base.condition_shapes()["mask"][0]
+        return padded(list(text), length), padded(list(mask.float()), length)
     arguments = [PROMPTS] * (3 if base.family == "sd3" else 2)
     said = pipeline.encode_prompt(*arguments, device="cpu")
     return (said[0], said[1]) if base.family == "flux" else (said[0], said[2])
@@ -156,7 +182,14 @@ def padded(rows: list[torch.Tensor], length: int) -> torch.Tensor:
     return torch.stack(rows).detach()
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [
+        *((name, 1.0) for name in NAMES),
+        *((name, 3.0) for name in NAMES + OTHER_OBJECTIVE + OTHER_GUIDANCE),
+    ],
+    indirect=["name"],
+)
 def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance: float) -> None:
     noise = initial_noise(base, [3, 1], SIZE_PX)
     options: dict[str, Any] = {"guidance_scale": guidance, "negative_prompt": ["", ""]}
@@ -167,9 +200,12 @@ def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance:
         )
         noise = noise.clone()
     if base.family == "flux2":
-        del options["negative_prompt"]  # always the empty one
+        del options["negative_prompt"]  # klein's is always the empty one, dev has none
     if base.family == "zimage":
         options["guidance_scale"] = guidance - 1  # its pipeline counts from 0
+    if base.family == "qwen_image":
+        noise = pipeline._pack_latents(noise, 2, 16, 8, 8)
+        options["true_cfg_scale"] = options.pop("guidance_scale")
     if base.family == "flux":
         noise = pipeline._pack_latents(noise, 2, 16, 8, 8)
         if not base.guidance_embedded:
@@ -190,12 +226,17 @@ def test_pictures_are_those_of_the_pipeline(base: Base, pipeline: Any, guidance:
     assert np.abs(found.astype(int) - (wanted * 255).round()).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["flux2-klein"], indirect=True)
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen_image"], indirect=True)
 def test_pixels_become_the_latents_of_the_pipeline(base: Base, pipeline: Any) -> None:
-    """Patches and running statistics; the other families' VAEs are test_families.py's."""
+    """VAEs that are asked in their own way; the other families' are test_families.py's."""
     pixels = torch.rand(2, 3, SIZE_PX, SIZE_PX) * 2 - 1
     with torch.no_grad():
-        wanted = pipeline._encode_vae_image(pixels, generator=None)
+        if base.family == "flux2":
+            wanted = pipeline._encode_vae_image(pixels, generator=None)
+        else:  # the text-to-image pipeline has no such method
+            parts = SimpleNamespace(vae=pipeline.vae, latent_channels=pipeline.vae.config.z_dim)
+            encode = diffusers.QwenImageEditPipeline._encode_vae_image
+            wanted = encode(parts, pixels.unsqueeze(2), generator=None).squeeze(2)
     found = base.to_latents(base.encode_pixels(pixels)[0])
     torch.testing.assert_close(found, wanted)
     assert found.shape[1:] == (base.latent_channels, *[SIZE_PX // base.vae_factor] * 2)
@@ -228,15 +269,26 @@ def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
         output = denoiser(
             hidden_states=klein._pack_latents(noisy),
             timestep=times / 1000,
-            guidance=None,
+            guidance=torch.ones(len(noisy)) if denoiser.config.guidance_embeds else None,
             encoder_hidden_states=told["text"],
             txt_ids=klein._prepare_text_ids(told["text"]),
             img_ids=places,
             return_dict=False,
         )[0]
         return klein._unpack_latents_with_ids(output, places)
-    pipeline = diffusers.FluxPipeline
     count, channels, height, width = noisy.shape
+    if base.family == "qwen_image":
+        qwen = diffusers.QwenImagePipeline
+        output = denoiser(
+            hidden_states=qwen._pack_latents(noisy, count, channels, height, width),
+            timestep=times / 1000,
+            encoder_hidden_states=told["text"],
+            encoder_hidden_states_mask=told["mask"],
+            img_shapes=[[(1, height // 2, width // 2)]] * count,
+            return_dict=False,
+        )[0]
+        return qwen._unpack_latents(output, height * 8, width * 8, 8).squeeze(2)
+    pipeline = diffusers.FluxPipeline
     output = denoiser(
         hidden_states=pipeline._pack_latents(noisy, count, channels, height, width),
         timestep=times / 1000,
@@ -252,7 +304,14 @@ def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
     return pipeline._unpack_latents(output, height * 8, width * 8, 8)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, "lora") for name in [*NAMES, *OTHER_OBJECTIVE, "flux-schnell"]),
+        *((name, "dora") for name in NAMES),
+    ],
+    indirect=["name"],
+)
 def test_training_equals_a_plain_diffusers_and_peft_loop(
     base: Base, pipeline: Any, cache: LatentCache, method: str, tmp_path: Path
 ) -> None:
@@ -286,6 +345,9 @@ def test_training_equals_a_plain_diffusers_and_peft_loop(
         loss = (forward(base, denoiser, noisy, batch) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        for parameter in parameters:
+            if parameter.grad is None:  # of a layer that reaches no output; a pack's is zero
+                parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     wanted = {
@@ -385,7 +447,7 @@ def test_targets_by_regular_expression(base: Base) -> None:
     assert target_layers(base, Network()).keys() < wide.keys()
 
 
-@pytest.mark.parametrize("name", ["zimage"], indirect=True)
+@pytest.mark.parametrize("name", ["zimage", "qwen_image"], indirect=True)
 def test_captions_of_several_lengths_share_a_pack(
     base: Base, cache: LatentCache, tmp_path: Path
 ) -> None:
@@ -406,6 +468,10 @@ def test_captions_of_several_lengths_share_a_pack(
         for key, tensor in wanted.items():
             # More padding makes other sums of the same numbers.
             assert (found[key] - tensor).abs().max() <= 1e-4 * tensor.abs().max(), key
+
+
+@pytest.mark.parametrize("name", ["zimage"], indirect=True)
+def test_layers_that_take_captions_one_after_the_other_are_no_targets(base: Base) -> None:
     with pytest.raises(UserError, match=r"cap_embedder\.1, which no adapter"):
         target_layers(base, Network(targets="regex:."))
 

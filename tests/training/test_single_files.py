@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from original_layout import UNET, VAE, configs_only, sd15, sdxl
+from original_layout import UNET, VAE, configs_only, flux2, qwen_image, sd15, sdxl, z_image
 from safetensors.torch import load_file, save_file
-from tiny_families import build_sdxl
+from tiny_families import build, build_sdxl
 from torch import Tensor
 
 from captioning import UserError
@@ -222,6 +223,53 @@ def test_what_the_file_lacks_is_borrowed_from_a_whole_folder(
     file = write(tmp_path / "no-vae.safetensors", without)
     with pytest.raises(UserError, match=r"holds no vae, and .* has none either.*whole model"):
         load_base(f"{file}@{configs['sdxl']}")
+
+
+LONE: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    "flux2-dev": flux2,
+    "flux2-klein": flux2,
+    "zimage": z_image,
+    "qwen_image": qwen_image,
+}
+
+
+@pytest.fixture(scope="module")
+def lone_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Models of which files hold the transformer, and seldom more; never change them."""
+    return functools.cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.mark.parametrize("name", LONE)
+def test_a_transformer_from_the_file_is_completed_from_the_folder(
+    name: str, lone_once: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = lone_once(name)
+    tensors = {key: tensor + 1 for key, tensor in LONE[name](folder).items()}
+    base = load_base(f"{write(tmp_path / 'model.safetensors', tensors)}@{folder}")
+    assert base.family == name.split("-")[0]
+    found, wanted = weights(base.folder), weights(folder)
+    assert found.keys() == wanted.keys()
+    own = ("transformer/", "vae/") if name == "zimage" else ("transformer/",)
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key], tensor + 1 if key.startswith(own) else tensor), key
+    index = json.loads((folder / "model_index.json").read_text())
+    assert json.loads((base.folder / "model_index.json").read_text()) == index
+    lacking = dict(list(tensors.items())[1:])
+    file = write(tmp_path / "lacking.safetensors", lacking)
+    with pytest.raises(UserError, match="its transformer lacks some of its weights"):
+        load_base(f"{file}@{folder}")
+
+
+def test_lone_transformers_of_another_kind_are_refused(
+    lone_once: Callable[[str], Path], tmp_path: Path
+) -> None:
+    klein = write(tmp_path / "klein.safetensors", flux2(lone_once("flux2-klein")))
+    with pytest.raises(UserError, match=r"of Flux2KleinPipeline, but the folder of Flux2Pipeline"):
+        load_base(f"{klein}@{lone_once('flux2-dev')}")
+    tensors = qwen_image(lone_once("qwen_image"))
+    edit = {**tensors, UNET + "__index_timestep_zero__": torch.zeros(0)}
+    with pytest.raises(UserError, match=r"is a Qwen-Image-Edit-2511, which is shown pictures"):
+        load_base(write(tmp_path / "edit.safetensors", edit))
 
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]

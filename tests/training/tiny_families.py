@@ -1,11 +1,10 @@
-"""Small random pipelines of the real architectures on disk: SDXL, SD3, FLUX and Z-Image.
+"""Small random pipelines of the real architectures on disk: SDXL and the transformers.
 
 Few channels and layers, all else as in the real models' configs; nothing in them is trained.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,16 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
@@ -27,44 +30,25 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from tiny_text import (
+    WIDE,
+    WIDTH,
+    clip,
+    clip_tokenizer,
+    mistral3,
+    mistral_tokenizer,
+    qwen_config,
+    qwen_tokenizer,
+    qwen_vl,
+    t5,
+    t5_tokenizer,
+)
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    Qwen2Tokenizer,
-    Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
 )
-
-WIDTH = 32
-WIDE = 48
-
-
-def write_tokenizer(folder: Path) -> int:
-    """A byte-level CLIP vocabulary without merges; returns its size."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return len(words)
 
 
 def build_sdxl(folder: Path, prediction_type: str = "epsilon", layers: int = 2) -> Path:
@@ -72,11 +56,11 @@ def build_sdxl(folder: Path, prediction_type: str = "epsilon", layers: int = 2) 
 
     `layers` are the second encoder's.
     """
-    tokenizer = _clip_tokenizer(folder)
+    tokenizer = clip_tokenizer(folder)
     pipeline = StableDiffusionXLPipeline(
         vae=_vae(4, scaling_factor=0.13025),
-        text_encoder=_clip(CLIPTextModel, tokenizer),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, tokenizer, layers, WIDE),
+        text_encoder=clip(CLIPTextModel, tokenizer),
+        text_encoder_2=clip(CLIPTextModelWithProjection, tokenizer, layers, WIDE),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=UNet2DConditionModel(
@@ -108,15 +92,15 @@ def build_sdxl(folder: Path, prediction_type: str = "epsilon", layers: int = 2) 
 
 def build_sd3(folder: Path, with_t5: bool = True) -> Path:
     """Joint attention of text and picture, as SD3.5-medium's with a second attention; 64 px."""
-    tokenizer = _clip_tokenizer(folder)
+    tokenizer = clip_tokenizer(folder)
     pipeline = StableDiffusion3Pipeline(
         vae=_vae(16, scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=_clip(CLIPTextModelWithProjection, tokenizer),
-        text_encoder_2=_clip(CLIPTextModelWithProjection, tokenizer),
-        text_encoder_3=_t5() if with_t5 else None,
+        text_encoder=clip(CLIPTextModelWithProjection, tokenizer),
+        text_encoder_2=clip(CLIPTextModelWithProjection, tokenizer),
+        text_encoder_3=t5() if with_t5 else None,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        tokenizer_3=_t5_tokenizer() if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
         transformer=SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
@@ -139,13 +123,13 @@ def build_sd3(folder: Path, with_t5: bool = True) -> Path:
 
 def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     """One double and one single block; with `guidance_embeds` as dev, without as schnell."""
-    tokenizer = _clip_tokenizer(folder)
+    tokenizer = clip_tokenizer(folder)
     pipeline = FluxPipeline(
         vae=_vae(16, scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=_clip(CLIPTextModel, tokenizer),
-        text_encoder_2=_t5(),
+        text_encoder=clip(CLIPTextModel, tokenizer),
+        text_encoder_2=t5(),
         tokenizer=tokenizer,
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         transformer=FluxTransformer2DModel(
             patch_size=1,
             in_channels=64,
@@ -171,8 +155,30 @@ def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
 
 
 def build_flux2(folder: Path, is_distilled: bool = False) -> Path:
-    """One double and one single block; a text encoder with all the layers that are read."""
-    tokenizer = _qwen_tokenizer()
+    """[klein]; a text encoder with all the layers that are read."""
+    tokenizer = qwen_tokenizer()
+    pipeline = Flux2KleinPipeline(
+        text_encoder=Qwen3ForCausalLM(qwen_config(len(tokenizer), layers=28, width=16)),
+        tokenizer=tokenizer,
+        is_distilled=is_distilled,
+        **_flux2_parts(guidance_embeds=False),
+    )
+    return _save(pipeline, folder)
+
+
+def build_flux2_dev(folder: Path) -> Path:
+    """Told the guidance. Its processor would need torchvision: the tokenizer is what it holds."""
+    tokenizer = mistral_tokenizer()
+    pipeline = Flux2Pipeline(
+        text_encoder=mistral3(len(tokenizer), layers=30, width=16),
+        tokenizer=tokenizer,
+        **_flux2_parts(guidance_embeds=True),
+    )
+    return _save(pipeline, folder)
+
+
+def _flux2_parts(guidance_embeds: bool) -> dict[str, Any]:
+    """One double and one single block, and a VAE with running statistics."""
     vae = AutoencoderKLFlux2(
         block_out_channels=(8, 8, 16, 16),
         layers_per_block=1,
@@ -182,32 +188,26 @@ def build_flux2(folder: Path, is_distilled: bool = False) -> Path:
     )
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)
-    pipeline = Flux2KleinPipeline(
-        vae=vae,
-        text_encoder=Qwen3ForCausalLM(_qwen_config(len(tokenizer), layers=28, width=16)),
-        tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(
-            in_channels=32,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=3 * 16,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        is_distilled=is_distilled,
+    transformer = Flux2Transformer2DModel(
+        in_channels=32,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
     )
-    return _save(pipeline, folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return {"vae": vae, "transformer": transformer, "scheduler": scheduler}
 
 
 def build_z_image(folder: Path) -> Path:
     """One block for text, one for the picture and two for both; captions of any length."""
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     pipeline = ZImagePipeline(
         vae=_vae(16, scaling_factor=0.3611, shift_factor=0.1159),
-        text_encoder=Qwen3Model(_qwen_config(len(tokenizer), layers=3)),
+        text_encoder=Qwen3Model(qwen_config(len(tokenizer), layers=3)),
         tokenizer=tokenizer,
         transformer=ZImageTransformer2DModel(
             dim=48,
@@ -224,6 +224,32 @@ def build_z_image(folder: Path) -> Path:
     return _save(pipeline, folder)
 
 
+def build_qwen_image(folder: Path) -> Path:
+    """Two blocks of two streams, a VAE of videos, Qwen2.5-VL with eyes that are never used."""
+    tokenizer = qwen_tokenizer()
+    pipeline = QwenImagePipeline(
+        vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 2, 2], num_res_blocks=1),
+        text_encoder=qwen_vl(len(tokenizer), layers=2),
+        tokenizer=tokenizer,
+        transformer=QwenImageTransformer2DModel(
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=2 * WIDTH,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            base_image_seq_len=256,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+    )
+    return _save(pipeline, folder)
+
+
 #: Family (and variant) -> its builder.
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sdxl": build_sdxl,
@@ -233,7 +259,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "flux-dev": build_flux,
     "flux2-klein": build_flux2,
     "flux2-distilled": lambda folder: build_flux2(folder, is_distilled=True),
+    "flux2-dev": build_flux2_dev,
     "zimage": build_z_image,
+    "qwen_image": build_qwen_image,
     "flux-schnell": lambda folder: build_flux(folder, guidance_embeds=False),
 }
 
@@ -260,72 +288,4 @@ def _vae(channels: int, **factors: float) -> AutoencoderKL:
         norm_num_groups=4,
         sample_size=64,
         **factors,
-    )
-
-
-def _clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    write_tokenizer(folder / "tokenizer")
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
-
-
-def _clip(kind: Any, tokenizer: CLIPTokenizer, layers: int = 2, width: int = WIDTH) -> Any:
-    return kind(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=37,
-            projection_dim=WIDTH,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            bos_token_id=len(tokenizer) - 2,
-            eos_token_id=len(tokenizer) - 1,
-            pad_token_id=len(tokenizer) - 1,
-        )
-    )
-
-
-def _t5() -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(vocab_size=128, d_model=2 * WIDTH, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
-    )
-
-
-def _t5_tokenizer() -> T5TokenizerFast:
-    letters = [chr(code) for code in range(33, 127)]
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    return T5TokenizerFast(vocab=[*special, *((letter, -3.0) for letter in letters)], extra_ids=0)
-
-
-# Qwen3's own, as far as a picture model asks it.
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content "
-    "+ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}"
-    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-
-
-def _qwen_tokenizer() -> Qwen2Tokenizer:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    words = ["<|endoftext|>", *sorted(ByteLevel.alphabet())]
-    tokenizer = Qwen2Tokenizer(
-        vocab={word: number for number, word in enumerate(words)},
-        merges=[],
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
-    )
-    tokenizer.chat_template = _CHAT_TEMPLATE
-    return tokenizer
-
-
-def _qwen_config(vocabulary: int, layers: int, width: int = 2 * WIDTH) -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=37,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
     )

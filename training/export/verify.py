@@ -56,16 +56,21 @@ def verify(
     `form` is "lora", "dora" or "diff" (kohya), "peft" or "full" (diffusers). Raises
     VerificationError when a loader leaves a layer out or outputs differ beyond tolerance.
     """
-    bare = _copy(base)
-    trained = _copy(base)
-    load_adapter(trained, dict(state), network)
-    inputs = _inputs(bare)
-    plain, wanted = _outputs(bare, inputs), _outputs(trained, inputs)
+    # One copy at a time: in fp32 it may be twice as large as the base.
+    twin = _copy(base)
+    inputs = _inputs(twin)
+    plain = _outputs(twin, inputs)
+    load_adapter(twin, dict(state), network)
+    wanted = _outputs(twin, inputs)
+    detach(twin)
+    spare = [twin]
+    del twin
     effect = float((wanted - plain).abs().max())
     limit = EFFECT_TOLERANCE * effect + NOISE_TOLERANCE * float(plain.abs().max())
     expected = {key.split(".lora_")[0].removeprefix(f"{base.denoiser_name}.") for key in state}
-    # diffusers reads kohya's names of UNets alone.
-    both = (_diffusers, _numpy_merge) if base.denoiser_name == "unet" else (_numpy_merge,)
+    # Of the other prefixes diffusers knows none.
+    known = base.kohya_prefix == "lora_unet_"
+    both = (_diffusers, _numpy_merge) if known else (_numpy_merge,)
     readers: dict[str, tuple[Callable[[Path, Base], set[str]], ...]] = {
         "lora": both,
         "dora": (_numpy_merge,),
@@ -75,7 +80,7 @@ def verify(
     }
     errors = []
     for read in readers[form]:
-        reloaded = _copy(base)
+        reloaded = spare.pop() if spare else _copy(base)
         changed = read(path, reloaded)
         if changed != expected:
             raise VerificationError(
@@ -90,6 +95,7 @@ def verify(
                 f"{effect:.3g})"
             )
         errors.append(error)
+        del reloaded
     return Verification(len(expected), max(errors), effect)
 
 

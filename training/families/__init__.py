@@ -19,6 +19,7 @@ from training.families.files import (
 )
 from training.families.flux import FluxBase
 from training.families.flux2 import Flux2Base
+from training.families.qwen_image import QwenImageBase
 from training.families.sd3 import SD3Base
 from training.families.sdxl import SDXLBase
 from training.families.single_file import spelled
@@ -42,7 +43,15 @@ __all__ = [
 #: By the family's name.
 FAMILIES: dict[str, type[Base]] = {
     kind.family: kind
-    for kind in (StableDiffusionBase, SDXLBase, SD3Base, FluxBase, Flux2Base, ZImageBase)
+    for kind in (
+        StableDiffusionBase,
+        SDXLBase,
+        SD3Base,
+        FluxBase,
+        Flux2Base,
+        ZImageBase,
+        QwenImageBase,
+    )
 }
 
 

@@ -184,6 +184,13 @@ class Base(ABC):
         `timesteps` is (N,) as the objective draws them.  # (N, C, h, w)
         """
 
+    def guided(self, without: Tensor, with_text: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance w of two predictions, `u + w·(c - u)`.  # (N, C, h, w)
+
+        Ho & Salimans 2022, in diffusers' convention.
+        """
+        return without + guidance * (with_text - without)
+
     @abstractmethod
     def sampler(self, steps: int, latents: Tensor) -> Any:
         """A diffusers scheduler of the family's kind, set to `steps` for latents of this shape."""
@@ -275,8 +282,10 @@ def even_flow_sampler(base: Base, steps: int, latents: Tensor) -> Any:
 
 def vae_factor(folder: Path) -> int:
     """Pixels per latent cell along one side; the VAE halves between two of its blocks."""
-    blocks = read_json(folder / "vae" / "config.json")["block_out_channels"]
-    return int(2 ** (len(blocks) - 1))
+    config = read_json(folder / "vae" / "config.json")
+    # A VAE of videos says of every halving whether time is halved too (diffusers' spelling).
+    halvings = config.get("temperal_downsample") or config["block_out_channels"][1:]
+    return int(2 ** len(halvings))
 
 
 def refuse_other_inputs(base: Base, channels: int) -> None:

@@ -27,7 +27,8 @@ from training.families.files import (
     naming_the_folder,
     read_json,
 )
-from training.families.single_file import Contents, Spelling, inspect
+from training.families.original_network import is_part, read_network
+from training.families.single_file import PARTS, Contents, Spelling, inspect
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _config_folder(base: Spelling, config: str) -> Path:
         cached = Path(snapshot_download(config, allow_patterns=allow, local_files_only=True))
         # A cache may hold another part of the repository.
         names = read_json(cached / INDEX_FILE)
-        parts = [part for part, value in names.items() if _is_part(value)]
+        parts = [part for part, value in names.items() if is_part(value)]
         if all((cached / part).is_dir() for part in parts if part not in _UNUSED):
             return cached
     except (LocalEntryNotFoundError, UserError, HFValidationError):
@@ -119,14 +120,11 @@ def _config_folder(base: Spelling, config: str) -> Path:
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 
 
-def _is_part(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and value[0] is not None
-
-
 def _check_config(base: Spelling, config: Path, kind: type[Base], contents: Contents) -> None:
     """UserError unless the configs are of the family and hold what the file lacks."""
     said = read_json(config / INDEX_FILE).get("_class_name")
-    if said not in kind.pipelines:
+    other = said in PARTS and said != contents.pipeline  # dev and klein are of one family
+    if said not in kind.pipelines or other:
         raise UserError(
             f"{base.file}@{config}",
             f"the file is of {contents.pipeline}, but the folder of {said}",
@@ -244,7 +242,7 @@ def _convert(
         absent = {
             name: [None, None]
             for name, value in index.items()
-            if _is_part(value) and not (folder / name).is_dir()
+            if is_part(value) and not (folder / name).is_dir()
         }
         # Last: a folder without it is not there yet.
         (folder / INDEX_FILE).write_text(json.dumps({**index, **absent}, indent=1))
@@ -259,7 +257,7 @@ def _convert_part(
 ) -> None:
     """One network of the checkpoint, saved with the family's config."""
     with naming_the_folder(base.file), no_progress_bars(), _quiet_diffusers():
-        network = _network(base.file, config, name, contents)
+        network = read_network(base.file, config, name, contents)
         if hasattr(network, "tie_weights"):
             network.tie_weights()  # a T5's embedding is one in the file, and two in the model
         lacking = [key for key, tensor in network.state_dict().items() if tensor.is_meta]
@@ -271,26 +269,6 @@ def _convert_part(
         if not path.name.endswith(".safetensors.index.json"):
             path.unlink()
     shutil.copyfile(config / name / "config.json", folder / "config.json")
-
-
-def _network(file: Path, config: Path, name: str, contents: Contents) -> Any:
-    import diffusers
-
-    pipeline = getattr(diffusers, contents.pipeline)
-    index = read_json(config / INDEX_FILE)
-    others = {other: None for other, value in index.items() if _is_part(value) and other != name}
-    try:
-        loaded = pipeline.from_single_file(
-            str(file),
-            config=str(config),
-            local_files_only=True,
-            torch_dtype=contents.dtypes[name],
-            **others,
-        )
-    except NotImplementedError as error:
-        # What the file does not fill stays without memory, and cannot be moved.
-        raise ValueError(f"its {name} lacks some of its weights") from error
-    return getattr(loaded, name)
 
 
 def _set_prediction(file: Path, contents: Contents) -> None:

@@ -16,6 +16,7 @@ from captioning import UserError
 from training.families.base import Base, Conditions, even_flow_sampler, flow_objective
 from training.families.clip_text import clip_tokens
 from training.families.files import load_network, load_part
+from training.families.patches import from_tokens, to_tokens
 from training.families.t5_text import load_t5, t5_states
 
 # Tokens of the T5, the default of FluxPipeline.
@@ -132,7 +133,7 @@ class FluxBase(Base):
             guidance = conditions.get("guidance", usual)
         text = conditions["text"].to(self.dtype)
         output = self.denoiser(
-            hidden_states=_to_tokens(latents, self.patch).to(self.dtype),
+            hidden_states=to_tokens(latents, self.patch).to(self.dtype),
             timestep=timesteps / 1000,
             guidance=guidance,
             pooled_projections=conditions["pooled"].to(self.dtype),
@@ -140,7 +141,7 @@ class FluxBase(Base):
             txt_ids=torch.zeros(text.shape[1], 3, device=latents.device),
             img_ids=_positions(height // self.patch, width // self.patch, latents.device),
         )
-        return _from_tokens(output.sample.float(), self.patch, height, width)
+        return from_tokens(output.sample.float(), self.patch, height, width)
 
     def sampler(self, steps: int, latents: Tensor) -> Any:
         return even_flow_sampler(self, steps, latents)
@@ -152,20 +153,6 @@ class FluxBase(Base):
     @property
     def modelspec_architecture(self) -> str:
         return "flux-1-dev" if self.guidance_embedded else "flux-1-schnell"
-
-
-def _to_tokens(latents: Tensor, patch: int) -> Tensor:
-    """Patches as tokens, channels slowest.  # (N, C, h, w) -> (N, h/p * w/p, C*p*p)"""
-    count, channels, height, width = latents.shape
-    parts = latents.view(count, channels, height // patch, patch, width // patch, patch)
-    return parts.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * patch**2)
-
-
-def _from_tokens(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
-    """The inverse of `_to_tokens`.  # (N, C, h, w)"""
-    count = len(tokens)
-    parts = tokens.view(count, height // patch, width // patch, -1, patch, patch)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(count, -1, height, width)
 
 
 def _positions(rows: int, columns: int, device: torch.device) -> Tensor:

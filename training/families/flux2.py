@@ -1,7 +1,8 @@
-"""FLUX.2 [klein]: a Qwen3 encoder, a transformer with shared modulation, a flow.
+"""FLUX.2 [dev] and [klein]: a Mistral 3 or Qwen3 encoder, a transformer with shared modulation.
 
-Its VAE's latents are taken as 2 x 2 patches and normalised by running statistics; the distilled
-models make a picture in one pass per step, without an unconditional half.
+A flow; its VAE's latents are taken as 2 x 2 patches and normalised by running statistics. dev is
+told the guidance, the distilled klein has it within: both make a picture in one pass per step,
+without an unconditional half.
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from torch.nn import functional as F
 from training.families.base import Base, Conditions, flow_objective, refuse_other_inputs
 from training.families.files import INDEX_FILE, load_network, load_part, read_json
 from training.families.qwen_text import load_qwen, qwen_states
+from training.families.vision_language import load_language_model, mistral_states
 from training.objective import FLOW_TIMESTEPS
 
-# Tokens of the text and hidden states that are read, the defaults of Flux2KleinPipeline.
+# Tokens of the text, the default of both pipelines.
 TEXT_TOKENS = 512
-TEXT_LAYERS = (9, 18, 27)
-# Flux2KleinPipeline's default size; the transformer's config names none.
+# Hidden states that are read, the defaults of Flux2KleinPipeline and of Flux2Pipeline.
+KLEIN_LAYERS = (9, 18, 27)
+DEV_LAYERS = (10, 20, 30)
+# The pipelines' default size; the transformer's config names none.
 NATIVE_SIZE_PX = 1024
+# What dev is told in training (diffusers' README_flux2.md).
+TRAINING_GUIDANCE = 1.0
 # Cells of the VAE along one side of what the transformer takes as one.
 VAE_PATCH = 2
 # Rate and batch of diffusers' README_flux2.md.
@@ -32,10 +38,10 @@ DEFAULTS = {"min_snr_gamma": None, "optimizer.lr": 1e-4, "batch_size": 1}
 
 
 class Flux2Base(Base):
-    """A FLUX.2 [klein] base; see `Base` for what the methods take and give."""
+    """A FLUX.2 base; see `Base` for what the methods take and give."""
 
     family = "flux2"
-    pipelines = ("Flux2KleinPipeline",)
+    pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
     components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     denoiser_name = "transformer"
     vae_class = "AutoencoderKLFlux2"
@@ -78,11 +84,18 @@ class Flux2Base(Base):
         self.denoiser.to(device)
         refuse_other_inputs(self, self.denoiser.config.in_channels)
         self.tokenizers = {"tokenizer": load_part(AutoTokenizer, folder, "tokenizer")}
-        self._is_distilled = bool(read_json(folder / INDEX_FILE).get("is_distilled", False))
+        index = read_json(folder / INDEX_FILE)
+        self._is_dev = index["_class_name"] == "Flux2Pipeline"
+        self._is_distilled = bool(index.get("is_distilled", False))
 
     @cached_property
     def text_encoders(self) -> dict[str, Any]:
-        return {"text_encoder": load_qwen(self.folder, "text_encoder", self.device)}
+        from transformers import Mistral3ForConditionalGeneration
+
+        if not self._is_dev:
+            return {"text_encoder": load_qwen(self.folder, "text_encoder", self.device)}
+        kind = Mistral3ForConditionalGeneration
+        return {"text_encoder": load_language_model(kind, self.folder, "text_encoder", self.device)}
 
     @classmethod
     def native_size(cls, folder: Path) -> int:
@@ -90,14 +103,17 @@ class Flux2Base(Base):
 
     @property
     def guidance_embedded(self) -> bool:
-        """A distilled model has its guidance within, and is not even told it."""
-        return self._is_distilled
+        """A distilled klein has its guidance within, and is not even told it."""
+        return self._is_dev or self._is_distilled
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """As Flux2KleinPipeline.encode_prompt; the padding is not masked there either."""
-        encoder, tokenizer = self.text_encoders["text_encoder"], self.tokenizers["tokenizer"]
-        text, _ = qwen_states(encoder, tokenizer, prompts, TEXT_TOKENS, TEXT_LAYERS, thinking=False)
+        """As the pipelines' encode_prompt; the padding is not masked there either."""
+        own = self.text_encoders["text_encoder"], self.tokenizers["tokenizer"], prompts, TEXT_TOKENS
+        if self._is_dev:
+            text = mistral_states(*own, DEV_LAYERS)
+        else:
+            text, _ = qwen_states(*own, KLEIN_LAYERS, thinking=False)
         return {"text": text}  # (N, T, C)
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -121,7 +137,7 @@ class Flux2Base(Base):
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        """The VAE's running statistics of every channel of a patch, as in Flux2KleinPipeline.
+        """The VAE's running statistics of every channel of a patch, as in the pipelines.
 
         Kept, since the loop asks for them when the VAE has long been released.
         """
@@ -130,12 +146,17 @@ class Flux2Base(Base):
         return norm.running_mean.view(1, -1, 1, 1), 1 / deviation.view(1, -1, 1, 1)
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        height, width = latents.shape[-2:]
+        """`conditions["guidance"]`, (N,), is what dev is told; TRAINING_GUIDANCE without it."""
+        count, _, height, width = latents.shape
+        guidance = None
+        if self._is_dev:
+            usual = torch.full((count,), TRAINING_GUIDANCE, device=latents.device)
+            guidance = conditions.get("guidance", usual)
         text = conditions["text"].to(self.dtype)
         output = self.denoiser(
             hidden_states=latents.flatten(2).mT.to(self.dtype),  # (N, h * w, C)
             timestep=timesteps / FLOW_TIMESTEPS,
-            guidance=None,
+            guidance=guidance,
             encoder_hidden_states=text,
             txt_ids=_positions(1, 1, text.shape[1], latents.device),
             img_ids=_positions(height, width, 1, latents.device),
@@ -159,7 +180,8 @@ class Flux2Base(Base):
 
     @property
     def modelspec_architecture(self) -> str:
-        return "flux-2-klein"
+        """dev as SwarmUI and musubi-tuner have it."""
+        return "Flux.2-dev" if self._is_dev else "flux-2-klein"
 
 
 def _positions(rows: int, columns: int, tokens: int, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from captioning import UserError
 # `file.safetensors`, or `file.safetensors@config`: what the file lacks is taken from `config`.
 _SPELLING = re.compile(r"(?P<file>.+\.(?P<kind>safetensors|sft|ckpt|pt|pth|bin|gguf))(@(?P<c>.+))?")
 _SAFE_KINDS = {"safetensors", "sft"}
-# diffusers.loaders.single_file_utils.infer_diffusers_model_type -> the pipeline of the family. A
-# type that is missing here is of a model that takes more than text, or that cannot be trained.
+# diffusers.loaders.single_file_utils.infer_diffusers_model_type, and what `_model_type` adds to it
+# -> the pipeline of the family. A type that is missing here is of a model that takes more than
+# text, or that cannot be trained.
 PIPELINE_OF_TYPE = {
     "v1": "StableDiffusionPipeline",
     "v2": "StableDiffusionPipeline",
@@ -30,9 +31,14 @@ PIPELINE_OF_TYPE = {
     "sd35_large": "StableDiffusion3Pipeline",
     "flux-dev": "FluxPipeline",
     "flux-schnell": "FluxPipeline",
+    "flux-2-dev": "Flux2Pipeline",
+    "flux-2-klein": "Flux2KleinPipeline",
+    "z-image-turbo": "ZImagePipeline",
+    "qwen-image": "QwenImagePipeline",
 }
 # Where the parts lie in the file: the original repositories' names, and ComfyUI's.
-_UNET = ("model.diffusion_model.",)
+DENOISER_PREFIX = "model.diffusion_model."
+_UNET = (DENOISER_PREFIX,)
 _VAE = ("first_stage_model.", "vae.")
 _WITHIN = (*_UNET, *_VAE, "cond_stage_model.", "conditioner.", "text_encoders.")
 _CLIP_L, _CLIP_G, _T5 = (f"text_encoders.{name}." for name in ("clip_l", "clip_g", "t5xxl"))
@@ -49,19 +55,34 @@ PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "text_encoder_2": ("conditioner.embedders.1.",),
     },
     "StableDiffusion3Pipeline": {
-        "transformer": ("model.diffusion_model.", "joint_blocks."),
+        "transformer": (DENOISER_PREFIX, "joint_blocks."),
         "vae": _VAE,
         "text_encoder": (_CLIP_L,),
         "text_encoder_2": (_CLIP_G,),
         "text_encoder_3": (_T5,),
     },
     "FluxPipeline": {
-        "transformer": ("model.diffusion_model.", "double_blocks."),
+        "transformer": (DENOISER_PREFIX, "double_blocks."),
         "vae": _VAE,
         "text_encoder": (_CLIP_L,),
         "text_encoder_2": (_T5,),
     },
+    # Of these diffusers reads no text encoders, and of the last three no VAE.
+    "ZImagePipeline": {"transformer": (DENOISER_PREFIX, "layers."), "vae": _VAE},
+    "Flux2Pipeline": {"transformer": (DENOISER_PREFIX, "double_blocks.")},
+    "Flux2KleinPipeline": {"transformer": (DENOISER_PREFIX, "double_blocks.")},
+    "QwenImagePipeline": {"transformer": (DENOISER_PREFIX, "transformer_blocks.")},
 }
+# Names of tensors that only models have which are shown pictures, too.
+_SHOWN_PICTURES = {
+    "siglip_pad_token": "Z-Image-Omni",
+    "__index_timestep_zero__": "Qwen-Image-Edit-2511",  # ComfyUI's mark
+    "time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered",
+}
+# All Qwen-Image models have this one; diffusers' inference does not look for it.
+_QWEN_IMAGE_KEY = "transformer_blocks.0.img_mod.1.weight"
+# FLUX.2 [dev] has it and [klein] not, which diffusers takes for dev.
+_GUIDANCE_KEY = "guidance_in.in_layer.weight"
 _ADAPTER_KEYS = re.compile(
     r"\.lora_(up|down|[AB])\b|^lora_(unet|te|transformer)|\.hada_w1|\.lokr_w|\.dora_scale"
 )
@@ -131,7 +152,7 @@ def inspect(file: Path, rest: str | None = None) -> Contents:
     """
     shapes, kinds, metadata = _header(file)
     names = list(shapes)
-    _refuse_other_files(file, names)
+    _refuse_other_files(file, shapes)
     model_type, default_config = _model_type(shapes)
     pipeline = PIPELINE_OF_TYPE.get(model_type)
     encoders = PARTS["StableDiffusionPipeline"]["text_encoder"]
@@ -197,7 +218,7 @@ def _header(file: Path) -> tuple[dict[str, list[int]], dict[str, str], dict[str,
         ) from error
 
 
-def _refuse_other_files(file: Path, names: Iterable[str]) -> None:
+def _refuse_other_files(file: Path, names: Collection[str]) -> None:
     for name in names:
         if _ADAPTER_KEYS.search(name):
             raise UserError(
@@ -205,7 +226,16 @@ def _refuse_other_files(file: Path, names: Iterable[str]) -> None:
                 f"is an adapter (LoRA or the like), not a base model: it holds {name}",
                 "give the checkpoint that adapters are trained on",
             )
-        if name.startswith(("down_blocks.", "transformer_blocks.", "encoder.down_blocks.")):
+        bare = name.removeprefix(DENOISER_PREFIX)
+        if bare in _SHOWN_PICTURES:
+            raise UserError(
+                str(file),
+                f"is a {_SHOWN_PICTURES[bare]}, which is shown pictures beside the text",
+                "use the text-to-image model of the family",
+            )
+        folders = ("down_blocks.", "transformer_blocks.", "encoder.down_blocks.")
+        # Qwen-Image has the same names everywhere.
+        if name.startswith(folders) and _QWEN_IMAGE_KEY not in names:
             raise UserError(
                 str(file),
                 f"is one network out of a diffusers folder: it holds {name}",
@@ -220,18 +250,27 @@ def _refuse_other_files(file: Path, names: Iterable[str]) -> None:
 
 
 def _model_type(shapes: Mapping[str, list[int]]) -> tuple[str, str]:
-    """diffusers' name of the kind of model, and the hub id of its configs."""
+    """diffusers' name of the kind of model, and the hub id of its configs.
+
+    Two kinds are ours: diffusers knows no Qwen-Image by its names, and FLUX.2 only as dev. Nothing
+    in a klein tells whether it is distilled: that is said by the folder that completes it.
+    """
     from diffusers.loaders.single_file_utils import (
         DIFFUSERS_DEFAULT_PIPELINE_PATHS,
         infer_diffusers_model_type,
     )
 
+    bare = {name.removeprefix(DENOISER_PREFIX): shape for name, shape in shapes.items()}
+    if _QWEN_IMAGE_KEY in bare:
+        return "qwen-image", "Qwen/Qwen-Image"
     hollow = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
         kind = infer_diffusers_model_type(hollow)
     except (LookupError, RuntimeError, NameError, ValueError, AttributeError):
         # It reads values of ControlNets, and gives up on sizes that no published model has.
         return "unknown", ""
+    if kind == "flux-2-dev" and _GUIDANCE_KEY not in bare:
+        return "flux-2-klein", "black-forest-labs/FLUX.2-klein-base-4B"
     return kind, DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
 
 
