@@ -198,7 +198,9 @@ def cut_at(base: Base, rank: int) -> Iterator[None]:
     bank = bank_on(base)
     if bank is None:
         raise RuntimeError("no adapter is on this base")
-    with bank.cut_alone(rank):
+    if len(bank.acting_slots) != 1:
+        raise RuntimeError("no adapter acts alone")
+    with bank.at_rank(bank.acting_slots[0], rank):
         yield
 
 

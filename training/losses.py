@@ -24,7 +24,9 @@ def pack_losses(
     batches: Sequence[Batch],
     class_batches: Sequence[Batch] = (),
 ) -> Tensor:
-    """The weighted loss of every slot's B samples, fp32; slots lie in the order of the bank.
+    """The weighted loss of every slot's B samples, fp32.
+
+    `slots` are those that act in the bank, in its order; all batches are of one shape.
 
     `class_batches`: as many class pictures of every slot, computed in the same forward pass. Their
     squared error times `prior_weight` is added as diffusers' `--with_prior_preservation` does: the

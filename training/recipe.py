@@ -43,6 +43,7 @@ _ADDED_LATER = (
     ("", "timestep_sampling", None),
     ("", "timestep_shift", None),
     ("", "ema_decay", None),
+    ("", "aspect_buckets", False),
 )
 
 
@@ -226,6 +227,27 @@ class Recipe(Strict):
         strict=True,
         description="Side of the square training crop in pixels. None: the base's own size.",
     )
+    aspect_buckets: bool = Field(
+        False,
+        description="Crop every picture to the size nearest its own ratio, of at most resolution² "
+        "pixels, and not to the centre square (the buckets of NovelAI and kohya). All samples of a "
+        "step are of one size.",
+    )
+    bucket_step_px: int = Field(
+        64,
+        ge=8,
+        le=1024,
+        strict=True,
+        description="With aspect_buckets: what the sides are multiples of, beside what the base "
+        "itself needs (kohya's bucket_reso_steps, 64).",
+    )
+    bucket_max_ratio: float = Field(
+        4.0,
+        gt=1,
+        le=16,
+        description="With aspect_buckets: the largest ratio of the long side to the short one; "
+        "what is longer is cropped to it. 4: SDXL's own (Podell et al. 2023, appendix I).",
+    )
     min_snr_gamma: float | None = Field(
         5.0,
         gt=0,
@@ -343,6 +365,11 @@ class Recipe(Strict):
                 "class_pictures are trained with prior_weight, which is 0: set it, 1 is usual, or "
                 "leave class_pictures out"
             )
+        if self.class_pictures is not None and self.aspect_buckets:
+            raise ValueError(
+                "class_pictures are cropped to squares, and a step's samples are of one shape: "
+                "leave out aspect_buckets or class_pictures"
+            )
         if self.class_prompt is not None and self.class_pictures is None:
             raise ValueError(
                 "class_prompt is the caption of class_pictures: name these, or leave it out"
@@ -372,6 +399,8 @@ class Recipe(Strict):
             del data["network"]["dora_axis"]
         if self.tag_orders == 1:
             del data["kept_tags"]
+        if not self.aspect_buckets:
+            del data["bucket_step_px"], data["bucket_max_ratio"]
         linear, kernels = self.network, self.network.of_kernels()
         rank, alpha = kernels.rank, kernels.effective_alpha
         data["network"]["conv_rank"] = None if rank == linear.rank else rank

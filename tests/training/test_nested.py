@@ -144,7 +144,7 @@ def test_a_cut_file_computes_and_learns_what_the_cut_adapter_does(
     gradients = adapter_state(bank, 0, bank.grads[0])
     assert torch.equal(cut[2:], whole[2:])  # the other slot
     assert (cut[:2] - whole[:2]).abs().max() > 1e-3
-    with torch.no_grad(), bank.alone(0):
+    with torch.no_grad(), bank.only([0]), bank.at_rank(0, None):
         torch.testing.assert_close(answer(1, False), whole[:2], rtol=1e-5, atol=1e-5)
         with cut_at(tiny_base, 2):
             torch.testing.assert_close(answer(1, False), cut[:2], rtol=1e-5, atol=1e-5)

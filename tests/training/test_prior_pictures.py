@@ -197,6 +197,8 @@ def test_a_recipe_names_them_whole_or_not_at_all(tiny_dataset: DatasetVersion) -
         Recipe(class_pictures="people")
     with pytest.raises(ValueError, match="class_prompt is the caption of class_pictures"):
         Recipe(prior_weight=1.0, class_prompt="person")
+    with pytest.raises(ValueError, match="class_pictures are cropped to squares"):
+        recipe(aspect_buckets=True)
     others = [recipe(), recipe(class_pictures="c" + 12 * "0"), recipe(class_prompt="person")]
     ids = {trial_id(tiny_dataset, "b", one) for one in others}
     assert len(ids) == 3

@@ -92,17 +92,20 @@ class Slot:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within the block every sample sees this slot's adapter as its checkpoint has it."""
+        """Within the block every sample sees this slot's adapter as its checkpoint has it.
+
+        Whole, at whatever nested rank the last step was.
+        """
         shown, row = self._shown(), self._bank.weights[self.index]
         if shown is None:
-            with self._bank.alone(self.index):
+            with self._bank.only([self.index]), self._bank.at_rank(self.index, None):
                 yield
             return
         trained = row.clone()
         row.copy_(shown)
         self._bank.changed()
         try:
-            with self._bank.alone(self.index):
+            with self._bank.only([self.index]), self._bank.at_rank(self.index, None):
                 yield
         finally:
             row.copy_(trained)
