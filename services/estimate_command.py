@@ -57,7 +57,7 @@ def estimate_command(
     limit = here if given is None else given
     estimator = Estimator(home, base, given)
     done = steps_done(home, plan)
-    estimates = _measured(estimator, estimator.packs(plan.trials, done), again, console)
+    estimates = _measured(estimator, estimator.packs(plan.trained, done), again, console)
     workers = home.settings.workers
     console.print(pack_table(estimates, len(dataset.train), workers))
     known = [estimate.seconds for estimate in estimates if estimate.seconds is not None]

@@ -159,6 +159,8 @@ def _slot_facts(recipe: Recipe) -> list[Any]:
         recipe.prior_weight > 0,
         recipe.ema_decay is not None,
         *([network.of_kernels().stored_rank] if network.conv_rank is not None else []),
+        *(["nested ranks"] if network.nested_ranks is not None else []),
+        *(["class pictures"] if recipe.class_pictures is not None else []),
     ]
 
 

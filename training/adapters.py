@@ -7,7 +7,8 @@ touched: after `detach` it holds the very modules and bytes it had before.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -187,6 +188,21 @@ def bank_on(base: Base) -> AdapterBank | None:
         if isinstance(module, BankLayer):
             return module.bank
     return None
+
+
+@contextmanager
+def cut_at(base: Base, rank: int) -> Iterator[None]:
+    """Within the block the adapter that acts alone on `base` does so with its first `rank` ranks.
+
+    Raises RuntimeError when none does.
+    """
+    bank = bank_on(base)
+    if bank is None:
+        raise RuntimeError("no adapter is on this base")
+    if len(bank.acting_slots) != 1:
+        raise RuntimeError("no adapter acts alone")
+    with bank.at_rank(bank.acting_slots[0], rank):
+        yield
 
 
 def is_attached(base: Base) -> bool:

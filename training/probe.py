@@ -114,7 +114,12 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
 
     with tempfile.TemporaryDirectory() as folder:
         trials = [
-            Trial(Path(folder) / f"t{number}", _long(recipe), random_cache(base, recipe))
+            Trial(
+                Path(folder) / f"t{number}",
+                _long(recipe),
+                random_cache(base, recipe),
+                random_cache(base, recipe) if recipe.class_pictures else None,
+            )
             for number, recipe in enumerate(request.recipes)
         ]
         train_pack(base, trials, on_failure=fail, on_event=listen, stop=enough)

@@ -31,12 +31,15 @@ _ADDED_LATER = (
     ("network", "init", "default"),
     ("network", "conv_rank", None),
     ("network", "conv_alpha", None),
+    ("network", "nested_ranks", None),
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
     ("", "tag_orders", 1),
     ("", "masked_loss", None),
     ("", "prior_weight", 0.0),
+    ("", "class_pictures", None),
+    ("", "class_prompt", None),
     ("", "timestep_sampling", None),
     ("", "timestep_shift", None),
     ("", "ema_decay", None),
@@ -98,6 +101,14 @@ class Network(Strict):
         "either, conv_rank.",
     )
 
+    nested_ranks: tuple[int, ...] | None = Field(
+        None,
+        description="Ranks at which the adapter is cut afterwards, rising up to rank, such as "
+        "[4, 8, 16]: every step trains it cut at one of them, which is drawn (DyLoRA, Valipour et "
+        "al. 2022; Kusupati et al. 2022). Each is a candidate of its own, approximate: a run at "
+        "that rank alone ends elsewhere. None: rank alone is trained.",
+    )
+
     @field_validator("targets")
     @classmethod
     def _targets_are_known(cls, targets: str) -> str:
@@ -119,6 +130,29 @@ class Network(Strict):
                         f"{field} is of convolutions, and targets {self.targets} has none: leave "
                         f"it out, or set targets to {CONV_PRESET}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _nested_ranks_can_be_cut(self) -> Network:
+        ranks = self.nested_ranks
+        if ranks is None:
+            return self
+        if len(ranks) < 2 or ranks[0] < 1 or list(ranks) != sorted(set(ranks)):
+            raise ValueError(f"nested_ranks {list(ranks)} are not two or more rising ranks")
+        if self.rank not in ranks:
+            raise ValueError(
+                f"rank {self.rank} is none of nested_ranks {list(ranks)}: set it to the largest"
+            )
+        if self.init == "pissa":
+            raise ValueError(
+                "nested_ranks cut B·A, and the update of init pissa is B·A - B0·A0, of twice the "
+                "rank: use init default"
+            )
+        if self.conv_rank is not None:
+            raise ValueError(
+                "nested_ranks cut all layers at one rank, and conv_rank gives convolutions one of "
+                "their own: leave it out"
+            )
         return self
 
     def of_kernels(self) -> Network:
@@ -287,10 +321,24 @@ class Recipe(Strict):
         0.0,
         ge=0,
         le=10,
-        description="Weight of keeping what the base itself answers to every caption without the "
-        "trigger, so that the class word does not become the character (prior preservation, Ruiz "
-        "et al. 2023, weight 1; the base is the teacher, no class pictures are needed). A step "
-        "takes more than twice as long.",
+        description="Weight of prior preservation, so that the class word does not become the "
+        "character (Ruiz et al. 2023, weight 1): the loss on class_pictures, or without them that "
+        "of keeping what the base itself answers to every caption without the trigger. A step "
+        "computes twice as many samples; without class_pictures the base's answers come on top.",
+    )
+    class_pictures: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or ZIP file of others of the class, with captions beside them: as many "
+        "samples of them as of the character are in every step, weighing prior_weight (DreamBooth, "
+        "Ruiz et al. 2023; kohya's regularisation images). They are kept in the store as a set, "
+        "whose name can stand here too. None: the base is the teacher of prior_weight.",
+    )
+    class_prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="The caption of all class_pictures, such as the class word. None: the captions "
+        "beside them.",
     )
     flip: bool = Field(False, description="Also train on the mirrored pictures.")
     clip_norm: float | None = Field(
@@ -315,6 +363,24 @@ class Recipe(Strict):
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than steps "
                 f"{self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _class_pictures_count(self) -> Recipe:
+        if self.class_pictures is not None and self.prior_weight == 0:
+            raise ValueError(
+                "class_pictures are trained with prior_weight, which is 0: set it, 1 is usual, or "
+                "leave class_pictures out"
+            )
+        if self.class_pictures is not None and self.aspect_buckets:
+            raise ValueError(
+                "class_pictures are cropped to squares, and a step's samples are of one shape: "
+                "leave out aspect_buckets or class_pictures"
+            )
+        if self.class_prompt is not None and self.class_pictures is None:
+            raise ValueError(
+                "class_prompt is the caption of class_pictures: name these, or leave it out"
             )
         return self
 
@@ -353,6 +419,11 @@ class Recipe(Strict):
             if key in place and place[key] == usual:
                 del place[key]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def samples_per_pass(self) -> int:
+        """The samples of one trial in a forward pass: class pictures double a micro-batch."""
+        return self.batch_size * (1 if self.class_pictures is None else 2)
 
     def checkpoint_steps(self) -> tuple[int, ...]:
         """The steps with a checkpoint: multiples of `checkpoint_every`, and the last step."""

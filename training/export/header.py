@@ -82,6 +82,8 @@ def header_facts(
         facts["modelspec.prediction_type"] = _PREDICTION_TYPES[base.objective.prediction_type]
     if network.method == "dora":
         facts["lorafarm.dora_axis"] = network.dora_axis
+    if network.nested_ranks is not None:
+        facts["lorafarm.nested_ranks"] = ",".join(map(str, network.nested_ranks))
     if recipe.aspect_buckets:
         facts["ss_enable_bucket"] = "True"
     if dataset is not None:

@@ -30,6 +30,7 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
         recipe.batch_size,
         recipe.accumulation,
         recipe.prior_weight > 0,
+        recipe.class_pictures is not None,
     )
 
 
