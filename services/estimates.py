@@ -127,6 +127,7 @@ class Estimator:
             "pack": [_slot_facts(recipe) for recipe in request.recipes],
             "gradient_checkpointing": request.gradient_checkpointing,
             "torch": torch.__version__,
+            **_bucket_facts(shared),
             # Older measurements, of whole bases, are named as they were.
             **({} if form == "auto" else {"base_precision": form}),
         }
@@ -137,6 +138,13 @@ class Estimator:
             "base": self._base.content_hash,
             "scoring": scoring.model_dump(mode="json", exclude={"limits"}),
         }
+
+
+def _bucket_facts(recipe: Recipe) -> dict[str, Any]:
+    """What decides the largest bucket, of which a probe is; nothing without buckets."""
+    if not recipe.aspect_buckets:
+        return {}
+    return {"buckets": [recipe.bucket_step_px, recipe.bucket_max_ratio]}
 
 
 def _slot_facts(recipe: Recipe) -> list[Any]:

@@ -39,6 +39,8 @@ class Watcher:
         kind = event["kind"]
         if kind == "encode":
             self._step.note(f"encoding pictures {event['done']}/{event['total']}")
+        elif kind == "buckets":
+            self._display.say(f"  {buckets_line(event)}")
         elif kind == "base":
             self._step.note(f"the bare base is being scored ({event['state']})")
         elif kind == "waiting":
@@ -79,6 +81,12 @@ def pack_line(event: dict[str, Any]) -> str:
     sizes = sorted(count / MB for count in event["slot_bytes"])
     each = f"{sizes[0]:.1f}" if sizes[0] == sizes[-1] else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
     return f"pack of {len(sizes)}: {each} MB each on a base of {event['base_bytes'] / MB:.0f} MB"
+
+
+def buckets_line(event: dict[str, Any]) -> str:
+    """What a `buckets` event says: the sizes in pixels, each with how many pictures have it."""
+    sizes = [f"{width} × {height}: {count}" for height, width, count in event["buckets"]]
+    return f"pictures in buckets (width × height): {', '.join(sizes)}"
 
 
 def split_line(event: dict[str, Any]) -> str:

@@ -2,11 +2,13 @@
 
 Randomness is counted, not carried: each draw is a function of (seed, step, place), where the
 place is that of a sample in the whole step. So nothing has to be saved to resume, and the draws are
-the same however the step is split into micro-batches and workers.
+the same however the step is split into micro-batches and workers. All samples of a step are of one
+bucket, which follows from the step alone: all trials on a dataset have the same at the same step.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -74,18 +76,22 @@ def draw_batch(
 ) -> Batch:
     """Draw the samples at `places` of optimiser step `step` (0-based), which has `step_samples`.
 
-    Pictures come in a fresh random order every epoch, each once per epoch.
+    The pictures of the step's bucket come in a fresh random order every epoch, each once per epoch.
     """
+    number, earlier = bucket_of_step(cache.counts, step)
+    bucket = cache.buckets[number]
     images, latents, noises, timesteps, conditions = [], [], [], [], []
     priors, masks = [], []
     for place in places:
-        image = _image_at(recipe.seed, step * step_samples + place, len(cache.mean))
+        position = earlier * step_samples + place
+        row = _row_at(recipe.seed, number, position, len(bucket.images))
         generator = _generator("sample", recipe.seed, step, place)
-        timestep = objective.draw_timestep(recipe, generator, cache.mean.shape[-3:])
+        timestep = objective.draw_timestep(recipe, generator, bucket.mean.shape[-3:])
         choices = torch.rand(2, generator=generator)  # caption kept or not, mirrored or not
-        view = int(choices[1] * cache.mean.shape[1])
-        mean, logvar = cache.mean[image, view], cache.logvar[image, view]  # (C, h, w)
+        view = int(choices[1] * bucket.mean.shape[1])
+        mean, logvar = bucket.mean[row, view], bucket.logvar[row, view]  # (C, h, w)
         spread = torch.randn(mean.shape, generator=generator)
+        image = bucket.images[row]
         images.append(image)
         latents.append(mean + torch.exp(0.5 * logvar) * spread)
         noise = torch.randn(mean.shape, generator=generator)
@@ -100,7 +106,7 @@ def draw_batch(
             order = int(torch.randint(cache.orders, (), generator=generator))
         conditions.append(cache.conditions(image, None if dropped else order))
         priors.append(cache.prior_conditions(image))
-        masks.append(cache.mask[image, view])
+        masks.append(bucket.mask[row, view])
     return Batch(
         images=tuple(images),
         posterior_samples=torch.stack(latents),
@@ -112,14 +118,47 @@ def draw_batch(
     )
 
 
+def bucket_of_step(counts: Sequence[int], step: int) -> tuple[int, int]:
+    """The bucket of step `step` (0-based), and how many steps before it had the same.
+
+    `counts` are the pictures of every bucket, N in all. Of every N steps a bucket of n pictures has
+    exactly n, so that each picture is seen equally often, and in each n-th part of them it has one,
+    at a random place (stratified sampling): it waits for at most about 2N/n steps.
+    """
+    turn, place = divmod(step, sum(counts))
+    order = _turn(tuple(counts), turn)
+    number = order[place]
+    return number, turn * counts[number] + order[:place].count(number)
+
+
+@functools.lru_cache(maxsize=32)
+def _turn(counts: tuple[int, ...], turn: int) -> tuple[int, ...]:
+    """The buckets of the N steps of a turn, in order."""
+    moments = []
+    for number, count in enumerate(counts):
+        places = torch.rand(count, generator=_generator("bucket", turn, number)).tolist()
+        moments += [((part + place) / count, number) for part, place in enumerate(places)]
+    return tuple(number for _, number in sorted(moments))
+
+
+def of_one_shape(batches: Sequence[Batch]) -> list[list[int]]:
+    """The indices of the batches, those whose latents have one shape together; ascending."""
+    alike: dict[torch.Size, list[int]] = {}
+    for index, batch in enumerate(batches):
+        alike.setdefault(batch.noise.shape, []).append(index)
+    return list(alike.values())
+
+
 def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _image_at(seed: int, position: int, count: int) -> int:
-    """The picture at `position` of the endless sequence of shuffled epochs."""
+def _row_at(seed: int, bucket: int, position: int, count: int) -> int:
+    """The row at `position` of a bucket's endless sequence of shuffled epochs."""
     epoch, place = divmod(position, count)
-    order = torch.randperm(count, generator=_generator("order", seed, epoch))
+    # The first bucket, which is the only one of squares, is drawn as before there were others.
+    own = (bucket,) if bucket else ()
+    order = torch.randperm(count, generator=_generator("order", seed, epoch, *own))
     return int(order[place])
 
 

@@ -12,40 +12,55 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image as Picture
-from PIL import ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioning import DatasetVersion, UserError, opacity, upright_rgb, write_atomic
+from captioning import DatasetVersion, UserError, write_atomic
+from training.buckets import BucketLimits, Size, crop_sizes
 from training.captions import CaptionPlan, tag_orders, without_trigger
+from training.crop import read_crop
 from training.families import Base
 
 # Part of every key: raise it when the pixels or tensors below come out differently.
 FORMAT = 2
 TENSORS_FILE = "latents.safetensors"
 INDEX_FILE = "index.json"
-# How the tensors of the three groups are called in the file.
+# How the tensors of the four groups are called in the file.
 TEXT, EMPTY_TEXT, PRIOR_TEXT, PICTURE = "text.", "empty_text.", "prior_text.", "picture."
+# The same of the tensors of one bucket, by its number; without buckets they have no prefix.
+BUCKET = "bucket.{:04d}."
+IMAGES = "images"
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """The n pictures of one size; fp32 on the CPU. F is 2 with mirrored pictures, else 1."""
+
+    images: tuple[int, ...]  # which of the cache's pictures they are, ascending
+    mean: Tensor  # (n, F, C, h, w), the VAE's raw posterior
+    logvar: Tensor  # (n, F, C, h, w)
+    mask: Tensor  # (n, F, 1, h, w), how much of each cell's picture is opaque, 0..1
+
+
+@dataclass(frozen=True)
 class LatentCache:
-    """What training needs of N pictures; fp32 on the CPU. F is 2 with mirrored pictures, else 1."""
+    """What training needs of N pictures; fp32 on the CPU."""
 
     key: str
-    mean: Tensor  # (N, F, C, h, w), the VAE's raw posterior
-    logvar: Tensor  # (N, F, C, h, w)
-    mask: Tensor  # (N, F, 1, h, w), how much of each cell's picture is opaque, 0..1
+    buckets: tuple[Bucket, ...]  # ascending by size; one if all pictures are squares
     text: dict[str, Tensor]  # (N, V, ...) each, of the captions with their tags in V orders
     empty_text: dict[str, Tensor]  # (...) each, of the empty caption
     prior_text: dict[str, Tensor]  # (N, ...) each, of the captions without the trigger, or empty
     picture: dict[str, Tensor]  # (N, ...) each, what the denoiser is told of the pictures
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many pictures each bucket holds."""
+        return tuple(len(bucket.images) for bucket in self.buckets)
 
     @property
     def orders(self) -> int:
@@ -76,31 +91,26 @@ def encode_dataset(
     folder: Path,
     progress: Progress | None = None,
     captions: CaptionPlan | None = None,
+    limits: BucketLimits | None = None,
 ) -> LatentCache:
     """Encode the training pictures of `dataset`, or read what an earlier call left in `folder`.
 
-    Pictures are turned upright, scaled so that the short side is `resolution` pixels (the base's
-    native size when None) and cropped to the centre square; captions as `captions` says, by default
-    as they are. `folder/<key>/` gets the tensors and
-    an index; it appears whole or not at all. Raises UserError for a resolution that the VAE cannot
-    divide, a dataset without training pictures, or a picture that cannot be read.
+    Pictures are turned upright, scaled and cropped to the centre square of `resolution` pixels (the
+    base's native size when None), or each to its bucket within `limits`; captions as `captions`
+    says, by default as they are. `folder/<key>/` gets the tensors and an index; it appears whole or
+    not at all. Raises UserError for a resolution that the VAE cannot divide, limits without
+    buckets, a dataset without training pictures, or a picture that cannot be read.
     """
     captions = captions or CaptionPlan()
     size_px = resolution or base.native_size_px
-    multiple = base.size_multiple_px
-    if size_px % multiple:
-        raise UserError(
-            "recipe: resolution",
-            f"{size_px} px is not a multiple of {multiple}, as the base's latents have to be",
-            f"use {max(1, round(size_px / multiple)) * multiple}",
-        )
+    sizes = crop_sizes(size_px, base.size_multiple_px, limits)
     if not dataset.train:
         raise UserError(
             str(dataset.path),
             "the dataset version holds no training picture",
             "add pictures, or freeze it with a smaller holdout share",
         )
-    index = {
+    index: dict[str, object] = {
         "format": FORMAT,
         "encoders": base.encoder_hash,
         "size_px": size_px,
@@ -110,19 +120,21 @@ def encode_dataset(
         "trigger": dataset.trigger if captions.without_trigger else None,
         "samples": [[sample.sha256, sample.caption] for sample in dataset.train],
     }
+    if limits is not None:
+        index["sizes"] = sizes  # with each picture's own size they decide its bucket
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
     cached = _read(folder / key, key)
     if cached is not None:
         if progress:
             progress(len(dataset.train), len(dataset.train))
         return cached
-    return _encode(dataset, base, size_px, flip, captions, index, folder / key, progress)
+    return _encode(dataset, base, sizes, flip, captions, index, folder / key, progress)
 
 
 def _encode(
     dataset: DatasetVersion,
     base: Base,
-    size_px: int,
+    sizes: Sequence[Size],
     flip: bool,
     captions: CaptionPlan,
     index: dict[str, object],
@@ -130,28 +142,33 @@ def _encode(
     progress: Progress | None,
 ) -> LatentCache:
     samples = dataset.train
-    means, logvars, masks, texts, priors, pictures = [], [], [], [], [], []
+    by_size: dict[Size, list[dict[str, Tensor]]] = {}
+    texts, priors, pictures = [], [], []
     # One picture at a time: the numbers do not depend on who shares the batch.
-    for done, sample in enumerate(samples, start=1):
-        crop = read_crop(sample.path, size_px)
+    for number, sample in enumerate(samples):
+        crop = read_crop(sample.path, sizes)
         views = [crop.pixels, crop.pixels.flip(-1)] if flip else [crop.pixels]
         posteriors = [base.encode_pixels(view[None]) for view in views]
-        means.append(torch.cat([mean.cpu() for mean, _ in posteriors]))  # (F, C, h, w)
-        logvars.append(torch.cat([logvar.cpu() for _, logvar in posteriors]))
-        masks.append(_cell_masks(crop.opacity, means[-1], flip))
+        mean = torch.cat([mean.cpu() for mean, _ in posteriors])  # (F, C, h, w)
+        by_size.setdefault(crop.size, []).append(
+            {
+                IMAGES: torch.tensor(number),
+                "mean": mean,
+                "logvar": torch.cat([logvar.cpu() for _, logvar in posteriors]),
+                "mask": _cell_masks(crop.opacity, mean, flip),
+            }
+        )
         # One caption at a time too.
         orders = tag_orders(sample.caption, captions.orders, captions.kept)
         texts.append(_stacked([_first(base.encode_prompts([order])) for order in orders]))
         if captions.without_trigger:
             anybody = without_trigger(sample.caption, dataset.trigger)
             priors.append(_first(base.encode_prompts([anybody])))
-        pictures.append(base.picture_conditions(crop.original, crop.corner, size_px))
+        pictures.append(base.picture_conditions(crop.original, crop.corner, crop.size))
         if progress:
-            progress(done, len(samples))
+            progress(number + 1, len(samples))
     tensors = {
-        "mean": torch.stack(means).contiguous(),
-        "logvar": torch.stack(logvars).contiguous(),
-        "mask": torch.stack(masks).contiguous(),
+        **_of_buckets([_stacked(by_size[size]) for size in sorted(by_size)], len(sizes) > 1),
         **_named(TEXT, _stacked(texts)),
         **_named(PRIOR_TEXT, _stacked(priors)),
         **_named(EMPTY_TEXT, _first(base.encode_prompts([""]))),
@@ -169,6 +186,18 @@ def _encode(
     write_atomic(target / INDEX_FILE, json.dumps(index, indent=1).encode())
     # From the file, like every later reader: the pages are shared, and the copies above are freed.
     return _cache(target.name, load_file(target / TENSORS_FILE))
+
+
+def _of_buckets(buckets: Sequence[Mapping[str, Tensor]], named: bool) -> dict[str, Tensor]:
+    """The buckets' tensors by their names in the file."""
+    if not named:  # as before there were buckets: one, of all pictures
+        (only,) = buckets
+        return {name: tensor for name, tensor in only.items() if name != IMAGES}
+    return {
+        name: tensor
+        for number, bucket in enumerate(buckets)
+        for name, tensor in _named(BUCKET.format(number), bucket).items()
+    }
 
 
 def _read(folder: Path, key: str) -> LatentCache | None:
@@ -197,14 +226,23 @@ def _cache(key: str, tensors: Mapping[str, Tensor]) -> LatentCache:
     }
     return LatentCache(
         key=key,
-        mean=tensors["mean"],
-        logvar=tensors["logvar"],
-        mask=tensors["mask"],
+        buckets=_buckets(tensors),
         text=groups[TEXT],
         empty_text=groups[EMPTY_TEXT],
         prior_text=groups[PRIOR_TEXT],
         picture=groups[PICTURE],
     )
+
+
+def _buckets(tensors: Mapping[str, Tensor]) -> tuple[Bucket, ...]:
+    def bucket(prefix: str, images: Sequence[int]) -> Bucket:
+        parts = (tensors[prefix + name] for name in ("mean", "logvar", "mask"))
+        return Bucket(tuple(images), *parts)
+
+    if "mean" in tensors:
+        return (bucket("", range(len(tensors["mean"]))),)
+    prefixes = sorted(name.removesuffix(IMAGES) for name in tensors if name.endswith(IMAGES))
+    return tuple(bucket(prefix, tensors[prefix + IMAGES].tolist()) for prefix in prefixes)
 
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -226,44 +264,3 @@ def _cell_masks(opacity: Tensor, mean: Tensor, flip: bool) -> Tensor:
     """
     views = torch.stack([opacity, opacity.flip(-1)] if flip else [opacity])[:, None]
     return F.adaptive_avg_pool2d(views, (mean.shape[-2], mean.shape[-1]))
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The centre square of a picture, and where it is from."""
-
-    pixels: Tensor  # (3, H, W) fp32 in -1..1
-    opacity: Tensor  # (H, W) fp32 in 0..1; what is transparent is white in `pixels`
-    original: tuple[int, int]  # (height, width) of the picture itself
-    corner: tuple[int, int]  # (top, left) of the square in the scaled picture
-
-
-def read_crop(path: Path, size_px: int) -> Crop:
-    """The centre square of a picture, scaled so that it is `size_px` wide.
-
-    Turned by its EXIF orientation; transparency is laid on white. Raises UserError if the file
-    cannot be decoded.
-    """
-    try:
-        data = path.read_bytes()
-        picture, alpha = upright_rgb(data), opacity(data)
-    except (OSError, ValueError, SyntaxError, Picture.DecompressionBombError) as error:
-        raise UserError(
-            str(path), f"cannot be read as a picture ({error})", "freeze the dataset again"
-        ) from error
-    original = picture.height, picture.width
-    picture = ImageOps.fit(picture, (size_px, size_px), Picture.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32))  # (H, W, 3)
-    seen = torch.ones(size_px, size_px)
-    if alpha is not None:
-        alpha = ImageOps.fit(alpha, (size_px, size_px), Picture.Resampling.LANCZOS)
-        seen = torch.from_numpy(np.asarray(alpha, dtype=np.float32)) / 255
-    scale = size_px / min(original)
-    top, left = ((round(side * scale) - size_px) // 2 for side in original)
-    pixels = pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0
-    return Crop(pixels, seen, original, (top, left))
-
-
-def read_pixels(path: Path, size_px: int) -> Tensor:
-    """The pixels of `read_crop`.  # (3, H, W) fp32 in -1..1"""
-    return read_crop(path, size_px).pixels

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import Batch, draw_batch, places_of, shared_out
+from training.batches import Batch, draw_batch, of_one_shape, places_of, shared_out
 from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
@@ -272,18 +272,24 @@ def _add_up_gradients(
             if is_spare:  # computed all the same: a shared base needs every worker in every pass
                 places = range(split.batch_size)
             batches = [_draw(base, slot, places, step_samples) for slot in slots]
-            with _autocast(base.device, precision):
-                errors = pack_losses(base, bank, slots, batches)  # (K, B)
-            # Every micro-batch has as many samples, so the mean of means is the mean. Added up
-            # over the slots: no sample's gradient reaches another slot.
-            micro_losses = errors.mean(dim=1) / mean_share  # (K,)
-            if is_spare:
-                micro_losses = micro_losses * 0
-            scaled = [
-                slot.scaler.scale(loss) for slot, loss in zip(slots, micro_losses, strict=True)
-            ]
-            torch.stack(scaled).sum().backward()
-            losses += micro_losses.detach()
+            # Slots whose buckets differ in shape compute one after the other, on every worker in
+            # the same order.
+            for alike in of_one_shape(batches):
+                own = [slots[index] for index in alike]
+                with bank.only(alike):
+                    with _autocast(base.device, precision):
+                        errors = pack_losses(base, bank, own, [batches[index] for index in alike])
+                    # Every micro-batch has as many samples, so the mean of means is the mean.
+                    # Added up over the slots: no sample's gradient reaches another slot.
+                    micro_losses = errors.mean(dim=1) / mean_share  # (k,)
+                    if is_spare:
+                        micro_losses = micro_losses * 0
+                    scaled = [
+                        slot.scaler.scale(loss)
+                        for slot, loss in zip(own, micro_losses, strict=True)
+                    ]
+                    torch.stack(scaled).sum().backward()
+                losses[alike] += micro_losses.detach()
     except (RuntimeError, MemoryError) as error:
         # The other workers are waiting for this one's shares: none can go on.
         if not is_out_of_memory(error) or is_sharded(base):

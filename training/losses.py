@@ -20,7 +20,9 @@ from training.schedule import sample_losses
 def pack_losses(
     base: Base, bank: AdapterBank, slots: Sequence[Slot], batches: Sequence[Batch]
 ) -> Tensor:
-    """The weighted loss of every slot's B samples, fp32; slots lie in the order of the bank.
+    """The weighted loss of every slot's B samples, fp32.
+
+    `slots` are those that act in the bank, in its order; all batches are of one shape.
 
     # (K, B)
     """

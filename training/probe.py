@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from training.buckets import BucketLimits, crop_sizes, largest_size
 from training.families import Base, family_of
-from training.latents import LatentCache
+from training.latents import Bucket, LatentCache
 from training.loop import Event, base_dtype, train_pack
 from training.micro_batches import OutOfMemory, is_out_of_memory
 from training.pack.slot import Trial
@@ -133,23 +134,32 @@ def _long(recipe: Recipe) -> Recipe:
 
 
 def random_cache(base: Base, recipe: Recipe) -> LatentCache:
-    """One picture's latents and text embeddings, as large as the recipe wants them, of noise."""
+    """One picture's latents and text embeddings, as large as the recipe wants them, of noise.
+
+    With buckets it is of the largest: that is what memory has to suffice for.
+    """
     generator = torch.Generator().manual_seed(0)
-    size_px = recipe.resolution or base.native_size_px
-    side = size_px // base.vae_factor
+    resolution = recipe.resolution or base.native_size_px
+    sizes = crop_sizes(resolution, base.size_multiple_px, BucketLimits.of(recipe))
+    size = largest_size(sizes)
+    height, width = (side // base.vae_factor for side in size)
     views = 2 if recipe.flip else 1
-    shape = (1, views, base.latent_channels, side, side)
-    of_picture = base.picture_conditions((size_px, size_px), (0, 0), size_px)
+    shape = (1, views, base.latent_channels, height, width)
+    of_picture = base.picture_conditions(size, (0, 0), size)
     text = {
         name: torch.randn(shape, generator=generator)
         for name, shape in base.condition_shapes().items()
         if name not in of_picture
     }
-    return LatentCache(
-        key="random",
+    bucket = Bucket(
+        images=(0,),
         mean=torch.randn(shape, generator=generator),
         logvar=torch.full(shape, LOG_VARIANCE),
-        mask=torch.ones(1, views, 1, side, side),
+        mask=torch.ones(1, views, 1, height, width),
+    )
+    return LatentCache(
+        key="random",
+        buckets=(bucket,),
         text={name: tensor[None, None] for name, tensor in text.items()},
         empty_text=text,
         prior_text={name: tensor[None] for name, tensor in text.items()},

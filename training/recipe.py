@@ -40,6 +40,7 @@ _ADDED_LATER = (
     ("", "timestep_sampling", None),
     ("", "timestep_shift", None),
     ("", "ema_decay", None),
+    ("", "aspect_buckets", False),
     ("", "base_precision", "auto"),
 )
 
@@ -200,6 +201,27 @@ class Recipe(Strict):
         strict=True,
         description="Side of the square training crop in pixels. None: the base's own size.",
     )
+    aspect_buckets: bool = Field(
+        False,
+        description="Crop every picture to the size nearest its own ratio, of at most resolution² "
+        "pixels, and not to the centre square (the buckets of NovelAI and kohya). All samples of a "
+        "step are of one size.",
+    )
+    bucket_step_px: int = Field(
+        64,
+        ge=8,
+        le=1024,
+        strict=True,
+        description="With aspect_buckets: what the sides are multiples of, beside what the base "
+        "itself needs (kohya's bucket_reso_steps, 64).",
+    )
+    bucket_max_ratio: float = Field(
+        4.0,
+        gt=1,
+        le=16,
+        description="With aspect_buckets: the largest ratio of the long side to the short one; "
+        "what is longer is cropped to it. 4: SDXL's own (Podell et al. 2023, appendix I).",
+    )
     min_snr_gamma: float | None = Field(
         5.0,
         gt=0,
@@ -319,6 +341,8 @@ class Recipe(Strict):
             del data["network"]["dora_axis"]
         if self.tag_orders == 1:
             del data["kept_tags"]
+        if not self.aspect_buckets:
+            del data["bucket_step_px"], data["bucket_max_ratio"]
         linear, kernels = self.network, self.network.of_kernels()
         rank, alpha = kernels.rank, kernels.effective_alpha
         data["network"]["conv_rank"] = None if rank == linear.rank else rank

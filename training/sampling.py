@@ -60,7 +60,7 @@ def sample(
             noise = initial_noise(base, seeds[chunk], size_px)
             text = _embed(base, prompts[chunk])
             empty = _embed(base, [negative])
-            of_picture = base.picture_conditions((size_px, size_px), (0, 0), size_px)
+            of_picture = base.picture_conditions((size_px, size_px), (0, 0), (size_px, size_px))
             latents = _denoise(base, noise, text, empty, of_picture, steps, guidance)
             pictures.append(_to_uint8(base.decode(latents)))
     if not pictures:

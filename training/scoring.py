@@ -24,8 +24,8 @@ from safetensors.numpy import save
 from captioning import DatasetVersion, Sample, UserError, write_atomic
 from training import measures
 from training.adapters import is_attached
+from training.crop import read_pixels
 from training.families import Base
-from training.latents import read_pixels
 from training.measures import Floats, Interval
 from training.prompts import (
     Cell,
@@ -239,7 +239,7 @@ def _draw_and_embed(
 
 
 def _embed_samples(samples: Sequence[Sample], size_px: int, embedder: Embedder) -> Floats:
-    """The dataset's pictures as training sees them: upright, centre square, same size."""
+    """The dataset's pictures as squares are trained: upright, centre square, same size."""
     images = []
     for picture in samples:
         pixels = (read_pixels(picture.path, size_px) + 1) * 127.5  # (3, H, W)

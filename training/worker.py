@@ -21,6 +21,7 @@ import torch
 from captioning import DatasetVersion, UserError, load_dataset, write_atomic
 from training.adapters import detach, load_adapter
 from training.batches import samples_per_step
+from training.buckets import BucketLimits
 from training.captions import CaptionPlan
 from training.checkpoints import (
     Checkpoint,
@@ -116,7 +117,7 @@ class Worker:
         # Made here, where all workers are.
         self._mesh = worker_mesh(device, group.world_size) if job.strategy == "fsdp" else None
         self._base: Base | None = None
-        self._caches: dict[tuple[int | None, bool, CaptionPlan], LatentCache] = {}
+        self._caches: dict[tuple[object, ...], LatentCache] = {}
         self._dataset: DatasetVersion | None = None
         self._embedder: Any = None
         self._base_scores: Any = None
@@ -396,8 +397,8 @@ class Worker:
 
     def _cache_for(self, recipe: Recipe) -> LatentCache:
         """The encoded dataset; in memory once for all trials that can share it."""
-        captions = CaptionPlan.of(recipe)
-        key = recipe.resolution, recipe.flip, captions
+        captions, limits = CaptionPlan.of(recipe), BucketLimits.of(recipe)
+        key = recipe.resolution, recipe.flip, captions, limits
         if key not in self._caches:
             base = self._base_for(recipe)
             self._caches[key] = encode_dataset(
@@ -408,14 +409,27 @@ class Worker:
                 Path(self.job.latents_dir),
                 lambda done, total: self._send({"kind": "encode", "done": done, "total": total}),
                 captions,
+                limits,
             )
-        if recipe.masked_loss is not None and bool((self._caches[key].mask == 1).all()):
+            if limits is not None:
+                self._tell_buckets(self._caches[key], base)
+        masks = (bucket.mask for bucket in self._caches[key].buckets)
+        if recipe.masked_loss is not None and all(bool((mask == 1).all()) for mask in masks):
             raise UserError(
                 "recipe: masked_loss",
                 "no training picture has transparent parts",
                 "leave it out, or save what is not to be learnt as transparent (PNG, WebP)",
             )
         return self._caches[key]
+
+    def _tell_buckets(self, cache: LatentCache, base: Base) -> None:
+        sides = (
+            (*bucket.mean.shape[-2:], count)
+            for bucket, count in zip(cache.buckets, cache.counts, strict=True)
+        )
+        factor = base.vae_factor
+        told = [(height * factor, width * factor, count) for height, width, count in sides]
+        self._send({"kind": "buckets", "buckets": told})
 
     def _load_dataset(self) -> DatasetVersion:
         if self._dataset is None:

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from captioning import DatasetVersion, Sample
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
 from training.batches import draw_batch
-from training.latents import read_pixels
+from training.crop import read_pixels
 from training.loop import train_pack
 from training.pack.slot import Trial
 
@@ -94,8 +94,9 @@ class EncodingLoop:
             base.objective,
         )
         images = list(draws.images)
-        deviation = torch.exp(0.5 * self.cache.logvar[images, 0])
-        spread = ((draws.posterior_samples - self.cache.mean[images, 0]) / deviation).to(device)
+        (squares,) = self.cache.buckets
+        deviation = torch.exp(0.5 * squares.logvar[images, 0])
+        spread = ((draws.posterior_samples - squares.mean[images, 0]) / deviation).to(device)
         samples = [self.dataset.train[image] for image in images]
         _wait(device)
         started = time.perf_counter()

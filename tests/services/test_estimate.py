@@ -160,6 +160,7 @@ def test_a_measurement_is_for_one_composition_on_one_base(tmp_path: Path, base: 
             {"accumulation": 2},
             {"resolution": 32},
             {"precision": "bf16"},
+            {"aspect_buckets": True, "bucket_step_px": 8},
             {"base_precision": "nf4"},
         )
     ]

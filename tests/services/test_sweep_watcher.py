@@ -55,6 +55,11 @@ def test_a_pack_is_told_with_its_memory(plan: SweepPlan):
     assert pack_line(uneven).startswith("pack of 2: 1.2 to 2.0 MB each")
 
 
+def test_the_buckets_are_told_with_their_pictures(plan: SweepPlan):
+    written, _ = watch(plan, {"kind": "buckets", "buckets": [(832, 1216, 3), (1024, 1024, 12)]})
+    assert "(width × height): 1216 × 832: 3, 1024 × 1024: 12" in written
+
+
 def test_the_progress_line_tells_loss_and_pictures_per_second(
     plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
 ):

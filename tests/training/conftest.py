@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ from captioning import (
     take_in,
 )
 from training.families import Base, load_base
-from training.latents import LatentCache
+from training.latents import Bucket, LatentCache
 
 Kind = Literal["tags", "prose"]
 BuildCache = Callable[..., LatentCache]
@@ -236,22 +236,40 @@ def tiny_clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build_cache(base: Base, count: int = 6, views: int = 1, seed: int = 0) -> LatentCache:
-    """A cache of `count` random pictures and captions in the shapes that `base` wants."""
+def build_cache(
+    base: Base,
+    count: int = 6,
+    views: int = 1,
+    seed: int = 0,
+    buckets: Mapping[tuple[int, int], int] | None = None,
+) -> LatentCache:
+    """A cache of `count` random pictures and captions in the shapes that `base` wants.
+
+    With `buckets` there are instead as many of each (height, width) in latent cells.
+    """
     generator = torch.Generator().manual_seed(seed)
-    size = base.native_size_px // base.vae_factor
-    shape = (count, views, base.latent_channels, size, size)
-    shapes, of_picture = base.condition_shapes(), base.picture_conditions((64, 64), (0, 0), 64)
+    side = base.native_size_px // base.vae_factor
+    buckets = buckets or {(side, side): count}
+    count = sum(buckets.values())
+    shapes, of_picture = (
+        base.condition_shapes(),
+        base.picture_conditions((64, 64), (0, 0), (64, 64)),
+    )
     of_text = {name: shape for name, shape in shapes.items() if name not in of_picture}
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
+    made: list[Bucket] = []
+    for (height, width), own in buckets.items():
+        first = sum(len(bucket.images) for bucket in made)
+        shape = (own, views, base.latent_channels, height, width)
+        mean, logvar = 5 * draw(*shape), torch.full(shape, -4.0)
+        mask = torch.ones(own, views, 1, height, width)
+        made.append(Bucket(tuple(range(first, first + own)), mean, logvar, mask))
     return LatentCache(
         key=f"random-{seed}",
-        mean=5 * draw(*shape),
-        logvar=torch.full(shape, -4.0),
-        mask=torch.ones(count, views, 1, size, size),
+        buckets=tuple(made),
         text={name: draw(count, 1, *shape) for name, shape in of_text.items()},
         empty_text={name: draw(*shape) for name, shape in of_text.items()},
         prior_text={},

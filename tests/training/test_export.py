@@ -284,6 +284,13 @@ def test_text_encoder_names_get_text_model_back() -> None:
     assert kohya_name("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj") == wanted
 
 
+def test_the_header_tells_of_buckets(trained: Trained, tiny_v_base: Base, tmp_path: Path) -> None:
+    recipe = recipe_of("lora").model_copy(update={"aspect_buckets": True})
+    export_adapter(trained(recipe), tiny_v_base, tmp_path / "out.safetensors", "kohya")
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert file.metadata()["ss_enable_bucket"] == "True"
+
+
 def test_the_header_tells_tools_what_they_show(
     trained: Trained, tiny_v_base: Base, tiny_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
@@ -307,6 +314,7 @@ def test_the_header_tells_tools_what_they_show(
     assert (header["ss_v2"], header["ss_base_model_version"]) == ("False", "sd_v1")
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "4.0")
     assert header["lorafarm.alpha"] == "2.0" and header["ss_steps"] == "10"
+    assert "ss_enable_bucket" not in header
     assert str(tmp_path) not in json.dumps(header)
     data = path.read_bytes()
     body = data[8 + int.from_bytes(data[:8], "little") :]

@@ -10,6 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from PIL import Image as Picture
 from tiny_families import BUILDERS, build
 from transformers.processing_utils import ProcessorMixin
 
 from captioning import DatasetVersion, UserError
 from training.adapters import load_adapter, target_layers
-from training.batches import draw_batch
+from training.batches import bucket_of_step, draw_batch
+from training.buckets import BucketLimits
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.export import export_adapter
 from training.families import FAMILIES, Base, base_facts, load_base, native_size_px
@@ -98,6 +101,22 @@ def encode_once(
     )
 
 
+@pytest.fixture(scope="session")
+def wide_dataset(
+    tiny_dataset: DatasetVersion, tmp_path_factory: pytest.TempPathFactory
+) -> DatasetVersion:
+    """The pictures of `tiny_dataset`, the second and third of them 120 × 70 px."""
+    folder = tmp_path_factory.mktemp("wide")
+    samples = list(tiny_dataset.train[:4])
+    for number in (1, 2):
+        with Picture.open(samples[number].path) as picture:
+            picture.resize((120, 70)).save(folder / f"{number}.png")
+        samples[number] = replace(
+            samples[number], path=folder / f"{number}.png", sha256=f"{number:064}"
+        )
+    return replace(tiny_dataset, train=tuple(samples))
+
+
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -154,7 +173,7 @@ def test_prompts_are_encoded_as_by_the_pipeline(base: Base, pipeline: Any) -> No
     for part, tensor in wanted.items():
         torch.testing.assert_close(found[part], tensor, rtol=1e-4, atol=1e-4)
     shapes = {part: tuple(tensor.shape[1:]) for part, tensor in found.items()}
-    own = base.picture_conditions((64, 64), (0, 0), 64)
+    own = base.picture_conditions((64, 64), (0, 0), (64, 64))
     assert {**shapes, **{k: tuple(t.shape) for k, t in own.items()}} == base.condition_shapes()
 
 
@@ -317,16 +336,41 @@ def test_training_equals_a_plain_diffusers_and_peft_loop(
 ) -> None:
     network = {"rank": 4, "method": method, "dora_axis": "output"}
     recipe = small(base, network=network, min_snr_gamma=None, seed=5)
-    train(base, cache, recipe, tmp_path / "trial")
-    found = load_checkpoint(list_checkpoints(tmp_path / "trial")[-1].path).adapter
+    assert_equal_to_a_plain_loop(base, pipeline, cache, recipe, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux-dev", "sd3", "zimage"], indirect=True)
+def test_training_with_buckets_equals_a_plain_diffusers_and_peft_loop(
+    base: Base, pipeline: Any, wide_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    recipe = small(base, aspect_buckets=True, bucket_step_px=16, min_snr_gamma=None, seed=5)
+    limits = BucketLimits.of(recipe)
+    cache = encode_dataset(wide_dataset, base, SIZE_PX, False, tmp_path / "latents", limits=limits)
+    cells = [tuple(bucket.mean.shape[-2:]) for bucket in cache.buckets]
+    factor = base.vae_factor
+    assert cells == [(48 // factor, 80 // factor), (SIZE_PX // factor,) * 2]
+    asked = {bucket_of_step(cache.counts, step)[0] for step in range(recipe.steps)}
+    assert asked == {0, 1}
+    assert_equal_to_a_plain_loop(base, pipeline, cache, recipe, tmp_path)
+    if base.family == "sdxl":  # the sizes as diffusers' pipeline tells them: file, corner, crop
+        told = cache.conditions(1)["time_ids"]
+        ids = pipeline._get_add_time_ids((70, 120), (0, 1), (48, 80), torch.float32, 32)
+        assert torch.equal(told, ids[0])
+
+
+def assert_equal_to_a_plain_loop(
+    base: Base, pipeline: Any, cache: LatentCache, recipe: Recipe, folder: Path
+) -> None:
+    """Our training of `recipe` against one of diffusers, PEFT and torch; the draws are shared."""
+    train(base, cache, recipe, folder / "trial")
+    found = load_checkpoint(list_checkpoints(folder / "trial")[-1].path).adapter
 
     denoiser = getattr(pipeline, base.denoiser_name)
     denoiser.requires_grad_(False)
     torch.manual_seed(recipe.seed)
     modules = "|".join(re.escape(name) for name in target_layers(base, recipe.network))
-    denoiser.add_adapter(
-        LoraConfig(r=4, lora_alpha=4, target_modules=modules, use_dora=method == "dora")
-    )
+    use_dora = recipe.network.method == "dora"
+    denoiser.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=modules, use_dora=use_dora))
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4, weight_decay=0.01)
     for step in range(recipe.steps):
@@ -476,12 +520,49 @@ def test_layers_that_take_captions_one_after_the_other_are_no_targets(base: Base
         target_layers(base, Network(targets="regex:."))
 
 
-@pytest.mark.parametrize("side", [8, 64, 128])
-def test_the_shift_is_that_of_the_flux_pipeline(side: int) -> None:
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (128, 128), (96, 170)])
+def test_the_shift_is_that_of_the_flux_pipeline(size: tuple[int, int]) -> None:
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-    mu = calculate_shift((side // 2) ** 2, 256, 4096, 0.5, 1.15)
-    assert FlowShift(None).at(side, side) == pytest.approx(np.exp(mu))
+    mu = calculate_shift((size[0] // 2) * (size[1] // 2), 256, 4096, 0.5, 1.15)
+    assert FlowShift(None).at(*size) == pytest.approx(np.exp(mu))
+
+
+@pytest.mark.parametrize("name", ["flux-dev"], indirect=True)
+def test_the_times_of_a_bucket_are_shifted_by_its_own_tokens(
+    base: Base, make_cache: Callable[..., LatentCache]
+) -> None:
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    sizes = [(64, 64), (32, 100)]
+    logits = []
+    for height, width in sizes:
+        cache = make_cache(base, buckets={(height, width): 2})
+        batch = draw_batch(small(base), cache, 0, range(4), 4, base.objective)
+        mu = calculate_shift((height // 2) * (width // 2), 256, 4096, 0.5, 1.15)
+        logits.append(torch.logit(batch.timesteps / FLOW_TIMESTEPS) - mu)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_predictions_at_any_shape_are_those_of_diffusers(base: Base, pipeline: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((4, 12), (10, 6)):
+        noisy = torch.randn(2, base.latent_channels, height, width, generator=generator)
+        told = {
+            **base.encode_prompts(PROMPTS),
+            **{
+                name: tensor.expand(2, -1)
+                for name, tensor in base.picture_conditions((30, 90), (0, 3), (32, 96)).items()
+            },
+        }
+        times = torch.tensor([100, 700])
+        if base.is_flow:
+            times = times.float()
+        batch = SimpleNamespace(conditions=told, timesteps=times)
+        with torch.no_grad():
+            found = base.predict(noisy, times, told)
+            wanted = forward(base, getattr(pipeline, base.denoiser_name), noisy, batch)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_flow_times_are_logit_normal_and_shifted() -> None:
@@ -498,8 +579,8 @@ def test_flow_times_are_logit_normal_and_shifted() -> None:
 def test_sdxl_is_told_size_and_place_of_the_crop(
     load_once: OfName, load_pipeline_once: OfName
 ) -> None:
-    told = load_once("sdxl").picture_conditions((300, 200), (16, 0), 64)["time_ids"]
+    told = load_once("sdxl").picture_conditions((300, 200), (16, 0), (64, 96))["time_ids"]
     wanted = load_pipeline_once("sdxl")._get_add_time_ids(
-        (300, 200), (16, 0), (64, 64), torch.float32, 32
+        (300, 200), (16, 0), (64, 96), torch.float32, 32
     )
     assert torch.equal(told, wanted[0])

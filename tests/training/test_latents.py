@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from captioning import DatasetVersion, UserError
 from training import latents
+from training.crop import read_pixels
 from training.families import Base, load_base
-from training.latents import INDEX_FILE, TENSORS_FILE, encode_dataset, read_pixels
+from training.latents import INDEX_FILE, TENSORS_FILE, encode_dataset
 
 
 def test_the_numbers_are_those_of_the_encoders(
     tiny_base: Base, tiny_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
     cache = encode_dataset(tiny_dataset, tiny_base, None, True, tmp_path)
-    assert cache.mean.shape == cache.logvar.shape == (6, 2, 4, 8, 8)
+    (squares,) = cache.buckets
+    assert squares.mean.shape == squares.logvar.shape == (6, 2, 4, 8, 8)
     assert cache.text["text"].shape == (6, 1, 77, 32)
     captions = [sample.caption for sample in tiny_dataset.train]
     wanted = tiny_base.encode_prompts(captions)["text"]
@@ -33,8 +35,8 @@ def test_the_numbers_are_those_of_the_encoders(
     with Picture.open(tiny_dataset.train[3].path) as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
     mean, logvar = tiny_base.encode_pixels(torch.stack([pixels, pixels.flip(-1)]))
-    torch.testing.assert_close(cache.mean[3], mean)
-    torch.testing.assert_close(cache.logvar[3], logvar)
+    torch.testing.assert_close(squares.mean[3], mean)
+    torch.testing.assert_close(squares.logvar[3], logvar)
 
 
 def test_the_second_call_reads_what_the_first_wrote(
@@ -54,8 +56,8 @@ def test_the_second_call_reads_what_the_first_wrote(
 
     monkeypatch.setattr(tiny_base, "encode_pixels", refuse)
     second = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path)
-    assert torch.equal(first.mean, second.mean)
-    assert torch.equal(first.logvar, second.logvar)
+    assert torch.equal(first.buckets[0].mean, second.buckets[0].mean)
+    assert torch.equal(first.buckets[0].logvar, second.buckets[0].logvar)
     assert torch.equal(first.text["text"], second.text["text"])
     assert torch.equal(first.empty_text["text"], second.empty_text["text"])
 
@@ -114,7 +116,8 @@ def test_every_encoder_is_in_the_key(
     other = encode_dataset(tiny_dataset, load_base(folder), None, False, tmp_path / "latents")
     assert other.key != first.key
     before, after = (
-        cache.mean if changed == "mean" else cache.text["text"] for cache in (first, other)
+        cache.buckets[0].mean if changed == "mean" else cache.text["text"]
+        for cache in (first, other)
     )
     assert not torch.equal(before, after)  # it does matter
 
@@ -185,12 +188,13 @@ def test_the_tensors_lie_in_the_mapped_file(
     for _ in ("encoded", "read"):
         cache = encode_dataset(tiny_dataset, tiny_base, 256, True, tmp_path)
         file = tmp_path / cache.key / TENSORS_FILE
-        tensors = (cache.mean, cache.logvar, cache.text["text"])
+        (squares,) = cache.buckets
+        tensors = (squares.mean, squares.logvar, cache.text["text"])
         assert all(torch.isfinite(tensor).all() for tensor in tensors)  # every page was read
         assert mapped_kb(file, "Rss") * 1024 >= sum(tensor.nbytes for tensor in tensors)
         # Not one page of it is this process's own copy, so that all workers share them.
         assert mapped_kb(file, "Anonymous") == 0
-        del cache
+        del cache, squares, tensors
 
 
 @pytest.mark.parametrize("damaged", [TENSORS_FILE, INDEX_FILE])
@@ -203,7 +207,7 @@ def test_a_half_written_cache_is_made_again(
     if damaged == TENSORS_FILE:
         file.write_bytes(b"cut off")
     second = encode_dataset(tiny_dataset, tiny_base, None, False, tmp_path)
-    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.buckets[0].mean, second.buckets[0].mean)
     assert (tmp_path / first.key / damaged).stat().st_size > 20
 
 

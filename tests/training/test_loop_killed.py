@@ -32,7 +32,7 @@ import json, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
 from training.families import load_base
-from training.latents import LatentCache
+from training.latents import Bucket, LatentCache
 from training.loop import train
 from training.recipe import Recipe
 
@@ -40,7 +40,10 @@ base_path, cache_path, recipe, trial_dir = sys.argv[1:]
 torch.set_num_threads(1)
 tensors = load_file(cache_path)
 text, empty = {"text": tensors.pop("text")}, {"text": tensors.pop("empty_text")}
-cache = LatentCache(key="k", text=text, empty_text=empty, prior_text={}, picture={}, **tensors)
+buckets = (Bucket(tuple(range(len(tensors["mean"]))), **tensors),)
+cache = LatentCache(
+    key="k", buckets=buckets, text=text, empty_text=empty, prior_text={}, picture={}
+)
 last = train(
     load_base(base_path), cache, Recipe.model_validate_json(recipe), Path(trial_dir),
     on_event=lambda event: event["kind"] == "step" and print(event["step"], flush=True),
@@ -59,7 +62,8 @@ def test_killed_and_started_again(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(load_base(tiny_base_path), tiny_cache, RECIPE, whole)
 
-    tensors = {name: getattr(tiny_cache, name) for name in ("mean", "logvar", "mask")}
+    (squares,) = tiny_cache.buckets
+    tensors = {name: getattr(squares, name) for name in ("mean", "logvar", "mask")}
     texts = {"text": tiny_cache.text["text"], "empty_text": tiny_cache.empty_text["text"]}
     save_file({**tensors, **texts}, tmp_path / "cache.safetensors")
     arguments = [str(tiny_base_path), str(tmp_path / "cache.safetensors"), RECIPE.model_dump_json()]

@@ -67,10 +67,11 @@ def test_what_is_encoded(tiny_base: Base, half_clear: DatasetVersion, cache: Lat
     assert caption.startswith("zkw, person, ")
     anybody = tiny_base.encode_prompts([caption.removeprefix("zkw, ")])["text"][0]
     torch.testing.assert_close(cache.prior_conditions(1)["text"], anybody)
-    mask = cache.mask[0, 0, 0]  # (h, w)
+    (squares,) = cache.buckets
+    mask = squares.mask[0, 0, 0]  # (h, w)
     assert not mask[:, :4].any() and (mask[:, 4:] == 1).all()
-    assert torch.equal(cache.mask[0, 1, 0], mask.flip(-1))  # mirrored with the picture
-    assert (cache.mask[1:] == 1).all()
+    assert torch.equal(squares.mask[0, 1, 0], mask.flip(-1))  # mirrored with the picture
+    assert (squares.mask[1:] == 1).all()
 
 
 @pytest.mark.parametrize("prior", [0.0, 0.5])

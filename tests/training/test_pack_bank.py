@@ -170,7 +170,7 @@ def test_slots_of_a_mixed_pack_equal_their_solo_runs(tiny_v_base: Base) -> None:
     bank.collect_gradients()
     packed = [bank.split(k, bank.grads[k]) for k in range(len(networks))]
     _assert_padding_is_zero(bank.join, packed, bank.grads)
-    with torch.no_grad(), bank.alone(2):
+    with torch.no_grad(), bank.only([2]):
         latents, timesteps, text, _ = inputs(tiny_v_base, 99, count=3)
         alone = tiny_v_base.predict(latents, timesteps, {"text": text})
     detach(tiny_v_base)

@@ -276,7 +276,7 @@ def test_slots_of_a_mixed_pack_equal_their_solo_runs(tiny_v_base: Base) -> None:
     for slot, own in enumerate(packed):
         assert torch.equal(bank.join(slot, own), bank.grads[slot])  # padding is zero
     latents, timesteps, text, _ = inputs(tiny_v_base, 99, count=3)
-    with torch.no_grad(), bank.alone(2):
+    with torch.no_grad(), bank.only([2]):
         alone = tiny_v_base.predict(latents, timesteps, {"text": text})
     detach(tiny_v_base)
     for slot, seed in enumerate(seeds):
@@ -418,7 +418,7 @@ def test_factored_norms_are_those_of_the_full_kernel(
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=2e-3 * size)
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "flux2", "zimage", "qwen_image"])
 def test_transformers_have_no_convolutions_to_adapt(family: str) -> None:
     with pytest.raises(UserError, match=r"sweep.yaml: network.targets.*transformer"):
         fit_recipe(small(locon()), family, "sweep.yaml")

@@ -47,9 +47,16 @@ def test_the_time_of_a_step_is_that_of_the_training(
 
 def test_a_probe_has_the_shapes_of_the_recipe(tiny_base: Base) -> None:
     cache = random_cache(tiny_base, recipe(resolution=32, flip=True))
-    assert cache.mean.shape == cache.logvar.shape == (1, 2, 4, 4, 4)
+    (bucket,) = cache.buckets
+    assert bucket.mean.shape == bucket.logvar.shape == (1, 2, 4, 4, 4)
     assert cache.text["text"].shape == (1, 1, 77, 32)
     assert torch.equal(cache.empty_text["text"], cache.text["text"][0, 0])
+
+
+def test_a_probe_with_buckets_is_of_the_largest(tiny_base: Base) -> None:
+    cache = random_cache(tiny_base, recipe(aspect_buckets=True, bucket_step_px=24))
+    # Of 24 × 72, 24 × 96, 48 × 48, 48 × 72 and those on their side, in cells of 8 px.
+    assert cache.buckets[0].mean.shape == (1, 1, 4, 9, 6)
 
 
 def test_a_recipe_of_one_step_is_measured_too(tiny_base_path: Path) -> None:

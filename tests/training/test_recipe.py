@@ -143,11 +143,16 @@ def test_settings_that_came_later_name_other_trials_only_when_they_are_used(
         {"huber_c": 0.1},
         {"noise_offset": 0.1},
         {"ema_decay": 0.99},
+        {"aspect_buckets": True},
+        {"aspect_buckets": True, "bucket_step_px": 32},
+        {"aspect_buckets": True, "bucket_max_ratio": 2.0},
     ]
     recipes = [Recipe(), *map(Recipe.model_validate, used)]
-    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 7
+    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 10
+    unused = Recipe(bucket_step_px=32, bucket_max_ratio=2.0)
+    assert trial_id(tiny_dataset, "b", unused) == trial_id(tiny_dataset, "b", Recipe())
     later = ("rank_stabilised", "init", "lora_plus_ratio", "huber_c", "noise_offset", "ema_decay")
-    for name in later:
+    for name in (*later, "bucket"):
         assert name not in Recipe().canonical()
 
 

@@ -145,6 +145,23 @@ def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> No
     assert [e["step"] for e in again if e["kind"] == "trial"] == [4, 4]
 
 
+def test_pictures_are_encoded_in_buckets_where_the_recipe_says_so(
+    make_job: MakeJob, frozen_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    limits = {"aspect_buckets": True, "bucket_step_px": 8}
+    problem, events = run(make_job(recipe(), recipe(**limits), recipe(**limits, seed=1)))
+    assert problem is None
+    told = [event["buckets"] for event in events if event["kind"] == "buckets"]
+    assert told == [[(64, 64, len(frozen_dataset.train))]]  # they all are squares
+    assert [event["pack"] for event in events if event["kind"] == "step"] == [1] * 4 + [2] * 8
+    indices = [json.loads(file.read_text()) for file in tmp_path.glob("latents/*/index.json")]
+    assert sorted("sizes" in index for index in indices) == [False, True]
+
+    problem, _ = run(make_job(recipe(aspect_buckets=True)))  # of 64 px, as the pictures are
+    assert problem is not None and problem.where == "recipe: aspect_buckets"
+    assert "bucket_step_px" in (problem.fix or "")
+
+
 def test_scoring_in_between_does_not_change_the_training(make_job: MakeJob, tmp_path: Path) -> None:
     run(make_job(recipe(), scored=True))
     scored = (tmp_path / "runs/t0/step-000004/adapter.safetensors").read_bytes()

@@ -82,6 +82,8 @@ def header_facts(
         facts["modelspec.prediction_type"] = _PREDICTION_TYPES[base.objective.prediction_type]
     if network.method == "dora":
         facts["lorafarm.dora_axis"] = network.dora_axis
+    if recipe.aspect_buckets:
+        facts["ss_enable_bucket"] = "True"
     if dataset is not None:
         facts |= {
             "modelspec.trigger_phrase": dataset.trigger,

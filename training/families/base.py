@@ -92,7 +92,7 @@ class Base(ABC):
 
     @property
     def size_multiple_px(self) -> int:
-        """What the side of a picture must be a multiple of."""
+        """What the sides of a picture must be multiples of."""
         return self.vae_factor * self.patch
 
     @property
@@ -131,12 +131,12 @@ class Base(ABC):
         """What the denoiser is told of every prompt, fp32 on the base's device.  # (N, ...) each"""
 
     def picture_conditions(
-        self, original: tuple[int, int], corner: tuple[int, int], size_px: int
+        self, original: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Tensor]:
         """What the denoiser is told of a picture itself, fp32: most families tell it nothing.
 
-        `original` is the file's (height, width), `corner` the crop's (top, left) in the scaled
-        picture, `size_px` the crop's side. Sampling asks for (size, size) and (0, 0).
+        In pixels: `original` is the file's (height, width), `corner` the crop's (top, left) in the
+        scaled picture, `size` the crop's (height, width). Sampling asks for the size and (0, 0).
         """
         return {}
 

@@ -91,10 +91,10 @@ class SDXLBase(Base):
         return {"text": torch.cat([first, second], dim=-1), "pooled": pooled}  # (N, T, C), (N, P)
 
     def picture_conditions(
-        self, original: tuple[int, int], corner: tuple[int, int], size_px: int
+        self, original: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Tensor]:
         """Podell et al. 2023, section 2.2, in the order of diffusers' `_get_add_time_ids`."""
-        numbers = (*original, *corner, size_px, size_px)
+        numbers = (*original, *corner, *size)
         return {"time_ids": torch.tensor(numbers, dtype=torch.float32)}
 
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.pack.choice import Slots, is_run, of_slots
 from training.pack.conv import BankConv, by_cell, by_channel
 from training.pack.layer import BankLayer, BankLinear, LayerTensors
 from training.pack.norms import input_norms, output_norms
@@ -108,8 +109,10 @@ class AdapterBank:
             self._first = FirstFactors(networks, self.weights, self._split)
         self._acting: Tensor | None = None  # the rows that the layers compute with
         self._norms: list[dict[str, Tensor]] | None = None  # by group and magnitude, (L, K, dim)
-        self._tensors: dict[tuple[torch.dtype, int | None], list[LayerTensors]] = {}
-        self._alone: int | None = None
+        self._tensors: dict[tuple[torch.dtype, Slots], list[LayerTensors]] = {}
+        self._slots: Slots = None  # that act; None: all
+        # By slots that are no run: what the layers add up for them, by group and part.
+        self._gathered: dict[Slots, list[dict[str, Tensor]]] = {}
         self.is_off = False
 
     def _make_groups(self, layers: Mapping[str, Layer], parts: Sequence[str]) -> list[_Group]:
@@ -206,15 +209,21 @@ class AdapterBank:
         self._acting = None
         self._norms = None
         self._tensors.clear()
+        self._gathered.clear()
 
     @contextmanager
-    def alone(self, slot: int) -> Iterator[None]:
-        """Within the block every sample sees the adapter of `slot`, whatever the batch's size."""
-        before, self._alone = self._alone, slot
+    def only(self, slots: Sequence[int]) -> Iterator[None]:
+        """Within the block the batch's rows go to these slots (ascending), equally many to each.
+
+        Gradients of what is computed within are to be taken within, too.
+        """
+        chosen = tuple(slots)
+        before = self._slots
+        self._slots = None if len(chosen) == len(self.networks) else chosen
         try:
             yield
         finally:
-            self._alone = before
+            self._slots = before
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -227,36 +236,50 @@ class AdapterBank:
 
     def layer_tensors(self, index: int, dtype: torch.dtype) -> LayerTensors:
         """The tensors of layer `index`, made once for each state of the weights."""
-        key = (dtype, self._alone)
+        key = (dtype, self._slots)
         if key not in self._tensors:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._tensors[key] = self._make_tensors(dtype, self._alone)
+                self._tensors[key] = self._make_tensors(dtype, self._slots)
         return self._tensors[key][index]
 
-    def _make_tensors(self, dtype: torch.dtype, alone: int | None) -> list[LayerTensors]:
+    def _make_tensors(self, dtype: torch.dtype, slots: Slots) -> list[LayerTensors]:
         if self._norms is None:
             self._norms = [self._group_norms(group) for group in self._groups]
-        slots = slice(None) if alone is None else slice(alone, alone + 1)
         tensors: dict[int, LayerTensors] = {}
-        for group, norms in zip(self._groups, self._norms, strict=True):
+        of_groups = zip(self._groups, self._norms, self._grads_of(slots), strict=True)
+        for group, norms, grads in of_groups:
             # One entry per layer: the factors, the gains, and the gradients of both.
+            down = by_cell(self._block(group, DOWN), group.cells)
             columns: list[Sequence[Tensor | None]] = [
-                by_cell(self._block(group, DOWN), group.cells)[:, slots].to(dtype).unbind(),
-                self._block(group, UP)[:, slots].to(dtype).unbind(),
+                of_slots(down, slots).to(dtype).unbind(),
+                of_slots(self._block(group, UP), slots).to(dtype).unbind(),
             ]
-            used = [m in norms and self._is_used(m, alone) for m in GAINS]
+            used = [m in norms and self._is_used(m, slots) for m in GAINS]
             for magnitude, is_used in zip(GAINS, used, strict=True):
-                gains = self._gains(group, magnitude, norms) if is_used else None
-                columns.append(_unbound(gains, slots, group))
-            columns += [group.grads[part][:, slots].unbind() for part in (DOWN, UP)]
+                gains = of_slots(self._gains(group, magnitude, norms), slots) if is_used else None
+                columns.append(_unbound(gains, group))
+            columns += [grads[part].unbind() for part in (DOWN, UP)]
             for magnitude, is_used in zip(GAINS, used, strict=True):
-                columns.append(_unbound(group.grads[magnitude] if is_used else None, slots, group))
+                columns.append(_unbound(grads[magnitude] if is_used else None, group))
             for index, *own in zip(group.indices, *columns, strict=True):
                 tensors[index] = LayerTensors(*own)
         return [tensors[index] for index in range(len(tensors))]
 
-    def _is_used(self, magnitude: str, alone: int | None) -> bool:
-        return alone is None or magnitude in parts_of(self.networks[alone])
+    def _is_used(self, magnitude: str, slots: Slots) -> bool:
+        return slots is None or any(magnitude in parts_of(self.networks[k]) for k in slots)
+
+    def _grads_of(self, slots: Slots) -> list[dict[str, Tensor]]:
+        """Where the layers add up the gradients of the slots: by group and part, (L, n, ...)."""
+        if slots in self._gathered:
+            return self._gathered[slots]
+        found = [
+            {part: of_slots(grad, slots) for part, grad in group.grads.items()}
+            for group in self._groups
+        ]
+        if slots is not None and not is_run(slots):
+            found = [{part: torch.zeros_like(grad) for part, grad in own.items()} for own in found]
+            self._gathered[slots] = found
+        return found
 
     def _block(self, group: _Group, part: str) -> Tensor:
         """A part of all layers as they need it, contiguous, scale folded in.  # (L, K, ...)"""
@@ -291,8 +314,9 @@ class AdapterBank:
 
     def zero_grad(self) -> None:
         """Forget the gradients that the layers have added up."""
-        for group in self._groups:
-            for grad in group.grads.values():
+        gathered = (grads for groups in self._gathered.values() for grads in groups)
+        for grads in (*(group.grads for group in self._groups), *gathered):
+            for grad in grads.values():
                 grad.zero_()
 
     def collect_gradients(self) -> None:
@@ -302,8 +326,11 @@ class AdapterBank:
         """
         if self._norms is None:
             raise RuntimeError("the weights have changed since the layers added up gradients")
-        for group, norms in zip(self._groups, self._norms, strict=True):
+        for number, (group, norms) in enumerate(zip(self._groups, self._norms, strict=True)):
             for part, grad in group.grads.items():
+                for slots, gathered in self._gathered.items():
+                    own = torch.tensor(slots, device=self.device)
+                    grad = grad.index_add(1, own, gathered[number][part])
                 if part == UP:
                     grad = grad * group.scales
                 elif part == DOWN:
@@ -323,9 +350,9 @@ class AdapterBank:
         return norms
 
 
-def _unbound(gains: Tensor | None, slots: slice, group: _Group) -> Sequence[Tensor | None]:
+def _unbound(gains: Tensor | None, group: _Group) -> Sequence[Tensor | None]:
     """(L, K, dim) as L times (K, 1, dim); L times None if there are no gains."""
-    return [None] * len(group.layers) if gains is None else gains[:, slots, None].unbind()
+    return [None] * len(group.layers) if gains is None else gains.unsqueeze(2).unbind()
 
 
 def _squares(layer: Layer, magnitude: str) -> Tensor:

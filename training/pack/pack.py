@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from training.adapters import attach_pack, detach, initial_adapter
+from training.buckets import BucketLimits
 from training.checkpoints import Contents, last_with_state, load_checkpoint
 from training.families import Base
 from training.pack.bank import AdapterBank
@@ -23,6 +24,7 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
     return (
         recipe.network.targets,
         recipe.resolution,
+        BucketLimits.of(recipe),
         recipe.precision,
         recipe.base_precision,
         recipe.batch_size,

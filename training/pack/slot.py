@@ -88,14 +88,14 @@ class Slot:
         """Within the block every sample sees this slot's adapter as its checkpoint has it."""
         shown, row = self._shown(), self._bank.weights[self.index]
         if shown is None:
-            with self._bank.alone(self.index):
+            with self._bank.only([self.index]):
                 yield
             return
         trained = row.clone()
         row.copy_(shown)
         self._bank.changed()
         try:
-            with self._bank.alone(self.index):
+            with self._bank.only([self.index]):
                 yield
         finally:
             row.copy_(trained)

@@ -1,0 +1,27 @@
+"""The slots of a pack that act, and their share of what is there of all.
+
+Slots and tensors with a slot axis in, smaller tensors out. Where the slots lie side by side these
+are views, so that gradients can be added up in place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Ascending indices of slots; None: all.
+Slots = tuple[int, ...] | None
+
+
+def is_run(slots: Slots) -> bool:
+    """Whether there is no gap between the slots."""
+    return slots is None or slots[-1] - slots[0] + 1 == len(slots)
+
+
+def of_slots(tensor: Tensor, slots: Slots) -> Tensor:
+    """What is the slots': a view if they are a run, else a copy.  # (L, K, ...) -> (L, n, ...)"""
+    if slots is None:
+        return tensor
+    if is_run(slots):
+        return tensor[:, slots[0] : slots[-1] + 1]
+    return tensor.index_select(1, torch.tensor(slots, device=tensor.device))
