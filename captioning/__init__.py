@@ -18,6 +18,12 @@ from captioning.character import (
     load_character,
     make_character,
 )
+from captioning.class_pictures import (
+    ClassPictures,
+    is_class_set,
+    keep_class_pictures,
+    load_class_pictures,
+)
 from captioning.config import load_config, parse_config
 from captioning.curation import (
     Coverage,
@@ -136,6 +142,7 @@ __all__ = [
     "Captioned",
     "CaptionerConfig",
     "Character",
+    "ClassPictures",
     "Corrections",
     "Coverage",
     "CurationLimits",
@@ -199,6 +206,8 @@ __all__ = [
     "framing_of",
     "freeze",
     "import_table",
+    "is_class_set",
+    "keep_class_pictures",
     "kept_images",
     "latest_dataset",
     "lint_captions",
@@ -206,6 +215,7 @@ __all__ = [
     "list_dataset_versions",
     "load_captions",
     "load_character",
+    "load_class_pictures",
     "load_config",
     "load_dataset",
     "load_decisions",

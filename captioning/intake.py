@@ -112,13 +112,13 @@ def take_in(
         images: dict[str, Image] = {}
         taken: list[tuple[SourceFile, str]] = []
         skipped: list[Skipped] = []
-        candidates = [file for file in files if _is_candidate(file)]
+        candidates = [file for file in files if may_be_picture(file)]
         for done, file in enumerate(candidates, start=1):
             try:
-                data = _read(file)
+                data = read_source(file)
                 sha256 = hashlib.sha256(data).hexdigest()
                 if sha256 not in images:
-                    images[sha256] = journal.known(sha256, file.label) or _image(
+                    images[sha256] = journal.known(sha256, file.label) or checked_image(
                         data, sha256, file.label
                     )
                     store.blobs.put(data)
@@ -251,12 +251,13 @@ def _whole_rows(journal: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_candidate(file: SourceFile) -> bool:
+def may_be_picture(file: SourceFile) -> bool:
     """Whether a file may hold pictures, by its name alone; all others are passed over."""
     return file.suffix in PICTURE_SUFFIXES | UNREAD_SUFFIXES | NESTED_SUFFIXES
 
 
-def _read(file: SourceFile) -> bytes:
+def read_source(file: SourceFile) -> bytes:
+    """The bytes of a file that may be a picture; PictureError when its kind is not read."""
     if file.suffix in ARCHIVE_SUFFIXES:
         raise PictureError("an archive inside a folder or archive is not read; give it by itself")
     if file.suffix in NESTED_SUFFIXES:
@@ -275,7 +276,8 @@ def _nothing(given: list[Path], skipped: list[Skipped]) -> UserError:
     )
 
 
-def _image(data: bytes, sha256: str, source: str) -> Image:
+def checked_image(data: bytes, sha256: str, source: str) -> Image:
+    """What the bytes are, decoded whole; PictureError when damaged or smaller than a base's."""
     facts = inspect(data)
     if min(facts.width, facts.height) < MIN_SIDE_PX:
         raise PictureError(f"{facts.width}×{facts.height} px is smaller than {MIN_SIDE_PX} px")

@@ -76,6 +76,7 @@ class Store:
         self.observations = root / "observations"
         self.characters = root / "characters"
         self.datasets = root / "datasets"
+        self.class_pictures = root / "class_pictures"
         self.latents = root / "latents"
         self.runs = root / "runs"
         self.sweeps = root / "sweeps"

@@ -40,6 +40,7 @@ class AdapterCard:
     class_word: str
     recommended_weight: float
     scores: Measures
+    approximate: str = ""  # in what way, for an adapter cut from a run of nested ranks
 
     def tags(self) -> dict[str, str]:
         """The card as a version's tags, measures as "value [low, high]"."""
@@ -58,6 +59,8 @@ class AdapterCard:
             "class_word": self.class_word,
             "recommended_weight": f"{self.recommended_weight:g}",
         }
+        if self.approximate:
+            plain["approximate"] = self.approximate
         return plain | {
             name: f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
             for name, interval in self.scores.items()

@@ -18,7 +18,15 @@ from services.registry import CANDIDATE, PRODUCTION, Registry
 from services.settings import Home
 from services.sweep_files import SweepRecord
 from services.trial_files import read_measures
-from training import Candidate, ExportReport, Winner, export_adapter, load_base, load_checkpoint
+from training import (
+    Candidate,
+    ExportReport,
+    Winner,
+    approximation,
+    export_adapter,
+    load_base,
+    load_checkpoint,
+)
 
 # Adapters are trained and scored at full strength, so that is what is recommended.
 RECOMMENDED_WEIGHT = 1.0
@@ -170,6 +178,7 @@ def _card(
         class_word=dataset.class_word,
         recommended_weight=RECOMMENDED_WEIGHT,
         scores=measures,
+        approximate=approximation(candidate.nested_ranks) if candidate.nested_ranks else "",
     )
 
 

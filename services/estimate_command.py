@@ -6,6 +6,7 @@ A sweep file in; a table, and the change that makes a pack fit, out. Measures wh
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -13,10 +14,17 @@ from rich.console import Console
 from captioning import UserError, load_config
 from services.dataset_versions import newest_dataset
 from services.estimate_text import duration, gigabytes, pack_table, scoring_text, titles
-from services.estimates import Estimator, PackEstimate, change_that_fits, checkpoints_left, fits
-from services.machine import GIB, memory_bytes
+from services.estimates import (
+    BasePrecision,
+    Estimator,
+    PackEstimate,
+    change_that_fits,
+    checkpoints_left,
+    fits,
+)
+from services.machine import GIB, memory_bytes, uses_gpu
 from services.progress import Display
-from services.settings import Home
+from services.settings import Home, Settings
 from services.sweep import SweepConfig
 from services.sweep_run import plan_config, steps_done
 
@@ -49,7 +57,7 @@ def estimate_command(
     limit = here if given is None else given
     estimator = Estimator(home, base, given)
     done = steps_done(home, plan)
-    estimates = _measured(estimator, estimator.packs(plan.trials, done), again, console)
+    estimates = _measured(estimator, estimator.packs(plan.trained, done), again, console)
     workers = home.settings.workers
     console.print(pack_table(estimates, len(dataset.train), workers))
     known = [estimate.seconds for estimate in estimates if estimate.seconds is not None]
@@ -65,7 +73,7 @@ def estimate_command(
         )
     lacking = [estimate for estimate in estimates if not fits(estimate.measured, limit)]
     for estimate in lacking:
-        _advise(estimator, estimate, limit, console)
+        _advise(estimator, estimate, limit, home.settings, console)
     return not lacking
 
 
@@ -87,7 +95,23 @@ def _measured(
     ]
 
 
-def _advise(estimator: Estimator, estimate: PackEstimate, limit: int, console: Console) -> None:
+def quantised_forms(settings: Settings) -> tuple[BasePrecision, ...]:
+    """The forms of the base that would take less of an accelerator's memory, the larger first.
+
+    On a CPU none: the base is whole in the very memory while it is read.
+    """
+    if not uses_gpu(settings) or settings.strategy == "fsdp" or find_spec("bitsandbytes") is None:
+        return ()
+    return "int8", "nf4"
+
+
+def _advise(
+    estimator: Estimator,
+    estimate: PackEstimate,
+    limit: int,
+    settings: Settings,
+    console: Console,
+) -> None:
     """Say by what change the pack would fit."""
     title = titles(estimate.trials)
     needs = gigabytes(estimate.measured.peak_bytes) if estimate.measured else "more"
@@ -95,7 +119,8 @@ def _advise(estimator: Estimator, estimate: PackEstimate, limit: int, console: C
         f"[red]{title}: does not fit:[/] it needs {needs}, and {gigabytes(limit)} are there"
     )
     with Display(console) as display, display.step("changes tried"):
-        change = change_that_fits(estimate.request, limit, estimator.measure)
+        forms = quantised_forms(settings)
+        change = change_that_fits(estimate.request, limit, estimator.measure, forms)
     if change is None:
         console.print(
             "  no smaller batch or rank fits, with gradient checkpointing either: lower "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from services.machine import machine_facts, uses_gpu
 from services.measurement_store import MeasurementStore
@@ -28,6 +28,7 @@ from training import (
 )
 
 Measure = Callable[[ProbeRequest], Measurement | None]
+BasePrecision = Literal["int8", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Estimator:
 
         shared = request.recipes[0]
         device = torch.device("cuda" if request.use_gpu else "cpu")
+        form = shared.base_precision
         return {
             "machine": self._machine,
             "base": self._base.content_hash,
@@ -126,6 +128,8 @@ class Estimator:
             "gradient_checkpointing": request.gradient_checkpointing,
             "torch": torch.__version__,
             **_bucket_facts(shared),
+            # Older measurements, of whole bases, are named as they were.
+            **({} if form == "auto" else {"base_precision": form}),
         }
 
     def _scoring_facts(self, scoring: ScoringConfig) -> dict[str, Any]:
@@ -156,6 +160,8 @@ def _slot_facts(recipe: Recipe) -> list[Any]:
         recipe.ema_decay is not None,
         *([network.of_kernels().stored_rank] if network.conv_rank is not None else []),
         *(["text", network.of_encoders().stored_rank] if network.text_encoder is not None else []),
+        *(["nested ranks"] if network.nested_ranks is not None else []),
+        *(["class pictures"] if recipe.class_pictures is not None else []),
     ]
 
 
@@ -163,20 +169,28 @@ def fits(measured: Measurement | None, memory_bytes: int) -> bool:
     return measured is not None and measured.peak_bytes <= memory_bytes
 
 
-def change_that_fits(request: ProbeRequest, memory_bytes: int, measure: Measure) -> Change | None:
+def change_that_fits(
+    request: ProbeRequest,
+    memory_bytes: int,
+    measure: Measure,
+    base_precisions: Sequence[BasePrecision] = (),
+) -> Change | None:
     """The first change with which the pack fits; None if none of them is enough.
 
     Tried in this order, each on top of the one before, by probing: smaller micro-batches (the same
-    samples per step), gradient checkpointing (the same results, slower), a lower rank.
+    samples per step), gradient checkpointing (the same results, slower), the base in each of
+    `base_precisions` if it is whole, a lower rank.
     """
-    for text, changed in _changes(request):
+    for text, changed in _changes(request, base_precisions):
         measured = measure(changed)
         if measured is not None and fits(measured, memory_bytes):
             return Change(text, measured)
     return None
 
 
-def _changes(request: ProbeRequest) -> Iterator[tuple[str, ProbeRequest]]:
+def _changes(
+    request: ProbeRequest, base_precisions: Sequence[BasePrecision]
+) -> Iterator[tuple[str, ProbeRequest]]:
     said: list[str] = []
     shared = request.recipes[0]
     samples = shared.batch_size * shared.accumulation
@@ -191,6 +205,12 @@ def _changes(request: ProbeRequest) -> Iterator[tuple[str, ProbeRequest]]:
     if not request.gradient_checkpointing:
         request = replace(request, gradient_checkpointing=True)
         said.append("gradient_checkpointing: true in settings.yaml")
+        yield "; ".join(said), request
+    said_before = list(said)
+    for form in base_precisions if shared.base_precision == "auto" else ():
+        recipes = tuple(r.model_copy(update={"base_precision": form}) for r in request.recipes)
+        request = replace(request, recipes=recipes)
+        said = [*said_before, f"base_precision: {form} in the recipe"]
         yield "; ".join(said), request
     networks = [recipe.network for recipe in request.recipes]
     fields = ["rank"]

@@ -11,7 +11,7 @@ from rich.table import Table
 from services.settings import Home
 from services.sweep import plan_sweep
 from services.sweep_files import candidates, dataset_of, newest_sweep
-from training import Interval, Winner, choose_winner
+from training import Interval, Winner, approximation, choose_winner
 
 SHORT_HEADINGS = {
     "fid.": "prompt fidelity",
@@ -59,7 +59,7 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
         mark = "[green]★[/]" if standing.place == 1 else ("=" if standing.tied else "")
         row = [
             mark,
-            f"{candidate.method} r{candidate.rank}",
+            f"{candidate.method} r{candidate.rank}" + ("≈" if candidate.nested_ranks else ""),
             str(candidate.step),
             "" if candidate.views is None else f"{candidate.views:.0f}",
             _interval(score.identity),
@@ -72,6 +72,9 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
         table.add_row(*row, style="dim" if standing.failed_guards else "")
     console.print(table)
     console.print(winner.reason, markup=False)
+    nested = {s.candidate.nested_ranks for s in winner.table if s.candidate.nested_ranks}
+    if nested:
+        console.print(f"[dim]≈ {'; '.join(approximation(ranks) for ranks in sorted(nested))}[/]")
     named = ", ".join(f"{short} {long}" for short, long in SHORT_HEADINGS.items() if short != long)
     base = winner.candidate.score.base_identity
     console.print(

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from captioning import DatasetVersion, UserError, parse_config
-from training import Recipe, ScoringConfig, fit_recipe, trial_id
+from training import Recipe, ScoringConfig, cut_recipes, fit_recipe, trial_id
 
 # A person who asks for more than this in one grid most likely mistyped it; a bigger search belongs
 # in several sweeps, whose trials are shared when they are equal.
@@ -51,15 +51,26 @@ class PlannedTrial:
 
     trial: str
     recipe: Recipe
+    cut_of: str | None = None  # the trial with nested ranks that this one's checkpoints are cut of
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The trials of a sweep, in the order of the search space, and what the person should know."""
+    """The trials of a sweep, in the order of the search space, and what the person should know.
+
+    A trial with nested ranks is followed by its cuts, which are scored and not trained.
+    """
 
     sweep: str
     trials: tuple[PlannedTrial, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def trained(self) -> tuple[PlannedTrial, ...]:
+        return tuple(planned for planned in self.trials if planned.cut_of is None)
+
+    def cuts_of(self, trial: str) -> tuple[PlannedTrial, ...]:
+        return tuple(planned for planned in self.trials if planned.cut_of == trial)
 
 
 def plan_sweep(
@@ -84,10 +95,14 @@ def plan_sweep(
         recipe = fit_recipe(asked, family, source)
         trial = trial_id(dataset, base_hash, recipe)
         trials[trial] = PlannedTrial(trial, recipe)
-    if len(trials) > MAX_TRIALS:
+        for cut in cut_recipes(recipe):
+            name = trial_id(dataset, base_hash, cut)
+            trials[name] = PlannedTrial(name, cut, trial)
+    combinations = sum(planned.cut_of is None for planned in trials.values())
+    if combinations > MAX_TRIALS:
         raise UserError(
             f"{source}: search",
-            f"{len(trials)} combinations, more than {MAX_TRIALS}",
+            f"{combinations} combinations, more than {MAX_TRIALS}",
             "sweep fewer values at once",
         )
     content = [sorted(trials), config.scoring.model_dump(mode="json"), dataset.name, base_hash]

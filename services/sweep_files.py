@@ -126,7 +126,15 @@ def candidates(
                 pictures = len(dataset.train)
                 views = views_per_image(step, planned.recipe, pictures, workers, samples)
                 found.append(
-                    Candidate(planned.trial, step, network.rank, network.method, score, views)
+                    Candidate(
+                        planned.trial,
+                        step,
+                        network.rank,
+                        network.method,
+                        score,
+                        views,
+                        network.nested_ranks or (),
+                    )
                 )
     return found
 

@@ -29,6 +29,7 @@ from training import (
     SUBJECT_SLOT,
     Candidate,
     Winner,
+    approximation,
     begun_with,
     choose_winner,
     views_per_image,
@@ -136,6 +137,7 @@ def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> 
         trial=planned.trial,
         method=network.method,
         rank=network.rank,
+        note=approximation(network.nested_ranks) if network.nested_ranks else "",
         failed_guards=failed,
         views_per_step=views_per_image(
             1, planned.recipe, pictures, home.settings.workers, begun_with(trial_dir)

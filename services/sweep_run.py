@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from captioning import DatasetVersion, UserError, load_config
 from services.adapters import Registered, register_winner
+from services.class_sets import check_class_pictures, with_class_sets
 from services.dataset_versions import newest_dataset
 from services.engine import ray_when_needed
 from services.estimate_text import known_line
@@ -46,6 +47,7 @@ from training import (
     Winner,
     base_facts,
     choose_winner,
+    refuse_quantised_shares,
     run_trials,
     views_per_image,
 )
@@ -103,7 +105,7 @@ def prepare_sweep(
     done = steps_done(home, plan)
     estimator = Estimator(home, base)
     known = known_line(
-        estimator.packs(plan.trials, done),
+        estimator.packs(plan.trained, done),
         checkpoints_left(plan.trials, done),
         estimator.scoring_seconds(config.scoring),
         memory_bytes(home.settings),
@@ -119,10 +121,15 @@ def plan_config(
 ) -> tuple[BaseFacts, SweepPlan, SweepConfig]:
     """The base, the trials, and the config with what the home's settings add to it.
 
+    Folders of class pictures are kept in the store, and the config names their sets.
     Raises UserError for a base that is no model and for a config that asks for the impossible.
     """
     base = base_facts(config.base or home.settings.base or STARTER_BASE)
+    config = with_class_sets(home.store, config)
     plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
+    if home.settings.strategy == "fsdp":
+        refuse_quantised_shares(planned.recipe for planned in plan.trials)
+    check_class_pictures(home.store, plan, dataset)
     if home.settings.embedder and config.scoring.embedder is None:
         scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
         config = config.model_copy(update={"scoring": scoring})
@@ -162,11 +169,15 @@ def run_sweep(
         dataset_path=str(dataset.path),
         latents_dir=str(home.store.latents),
         trials=tuple(
-            TrialSpec(planned.trial, planned.recipe, home.store.runs / planned.trial)
-            for planned in plan.trials
+            replace(
+                _spec(home, planned),
+                cuts=tuple(_spec(home, cut) for cut in plan.cuts_of(planned.trial)),
+            )
+            for planned in plan.trained
         ),
         scoring=record.config.scoring,
         score_dir=str(scores_dir(home.store, record)),
+        store=str(home.store.root),
         max_slots=home.settings.trials_per_pack,
         gradient_checkpointing=home.settings.gradient_checkpointing,
         strategy=home.settings.strategy,
@@ -175,8 +186,8 @@ def run_sweep(
     )
     settings = home.settings
     with Display(console) as display:
-        steps = sum(planned.recipe.steps for planned in plan.trials)
-        title = f"{dataset.character}: {len(plan.trials)} trials trained and scored"
+        steps = sum(planned.recipe.steps for planned in plan.trained)
+        title = f"{dataset.character}: {len(plan.trained)} trials trained and scored"
         if _is_done(home, prepared):
             display.say(f"  {title} before")
         else:
@@ -202,6 +213,10 @@ def run_sweep(
     registered = register_winner(home, record, dataset, winner, registry, run_ids, console)
     registry.record.close_sweep(parent)
     return Finished(record, plan, dataset, winner, registered, registry)
+
+
+def _spec(home: Home, planned: PlannedTrial) -> TrialSpec:
+    return TrialSpec(planned.trial, planned.recipe, home.store.runs / planned.trial)
 
 
 def _is_done(home: Home, prepared: Prepared) -> bool:
@@ -268,6 +283,7 @@ class _Recorder:
                     "base_hash": record.base_hash,
                     "family": record.family,
                     **read_effective_batch(trial_dir),
+                    **({"cut_of": planned.cut_of} if planned.cut_of else {}),
                 },
             ),
         )
@@ -278,7 +294,7 @@ class _Recorder:
         lost = failures(self._home.store, trials)
         run_ids = {}
         for done, planned in enumerate(trials, start=1):
-            state = "failed" if planned.trial in lost else "finished"
+            state = "failed" if (planned.cut_of or planned.trial) in lost else "finished"
             run_ids[planned.trial] = self.trial(planned, state)
             sheet = trial_sheet(
                 self._home.store,

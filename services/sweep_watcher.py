@@ -29,8 +29,9 @@ class Watcher:
     ) -> None:
         """`done`: the steps of each trial that an earlier run left."""
         self._trials = {planned.trial: planned for planned in plan.trials}
-        self._done = dict.fromkeys(self._trials, 0) | done
-        self._total = sum(planned.recipe.steps for planned in plan.trials)
+        # Cuts of nested ranks take no steps of their own.
+        self._done = {planned.trial: done.get(planned.trial, 0) for planned in plan.trained}
+        self._total = sum(planned.recipe.steps for planned in plan.trained)
         self._record, self._display, self._step = record, display, step
         self.scoring_seconds: list[float] = []  # of every checkpoint that was scored
         step.advance_to(sum(self._done.values()), self._total)  # what was done has no pace
@@ -52,7 +53,7 @@ class Watcher:
         if "trial" not in event:
             return
         planned = self._trials[event["trial"]]
-        if "step" in event:
+        if "step" in event and planned.trial in self._done:
             self._done[planned.trial] = event["step"]
             self._step.advance_to(sum(self._done.values()), self._total)
         self._tell(kind, event, planned)
@@ -60,7 +61,8 @@ class Watcher:
             self._record(planned, RECORDED_EVENTS[kind])
 
     def _tell(self, kind: str, event: dict[str, Any], planned: PlannedTrial) -> None:
-        title = planned.recipe.network.title
+        network = planned.recipe.network
+        title = f"{network.title}{' of nested ranks' if network.nested_ranks else ''}"
         if kind == "step":
             speed = f"{event['pack_images_per_s']:.3g} images/s"
             self._step.note(f"{title} loss {event['loss']:.3f}, {speed}")

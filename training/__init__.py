@@ -9,6 +9,7 @@ from training.checkpoints import (
     load_checkpoint,
     samples_per_step_at,
 )
+from training.class_pictures import class_samples
 from training.export import ExportReport, VerificationError, export_adapter
 from training.families import (
     STARTER_BASE,
@@ -25,6 +26,7 @@ from training.latents import LatentCache, encode_dataset
 from training.launch import run_trials
 from training.loop import TrainingDiverged, resolve_precision, train
 from training.measures import Interval
+from training.nested import cut_recipes
 from training.optimizer import Optimizer
 from training.pack.plan import plan_packs
 from training.probe import Measurement, ProbeRequest, probe_pack
@@ -33,7 +35,8 @@ from training.recipe import Network, Recipe, Schedule, trial_id
 from training.sampling import sample
 from training.scores import BaseScores, Score
 from training.scoring import score_base, score_checkpoint
-from training.selection import Candidate, Winner, choose_winner
+from training.selection import Candidate, Winner, approximation, choose_winner
+from training.sharding import refuse_quantised_shares
 from training.views import ADVISED_VIEWS, steps_for_views, views_per_image
 from training.worker import FAILED_FILE, SweepJob, TrialSpec
 
@@ -65,11 +68,14 @@ __all__ = [
     "TrialSpec",
     "VerificationError",
     "Winner",
+    "approximation",
     "base_facts",
     "base_hash",
     "begun_with",
     "check_checkpoints",
     "choose_winner",
+    "class_samples",
+    "cut_recipes",
     "encode_dataset",
     "export_adapter",
     "family_of",
@@ -80,6 +86,7 @@ __all__ = [
     "native_size_px",
     "plan_packs",
     "probe_pack",
+    "refuse_quantised_shares",
     "resolve_precision",
     "run_trials",
     "sample",

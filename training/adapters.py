@@ -7,7 +7,8 @@ touched: after `detach` it holds the very modules and bytes it had before.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from training.pack.parts import (
     part_shape,
     parts_of,
     refuse_unknown_kernels,
+    weight_shape,
 )
 from training.pack.principal import principal_factors
 from training.recipe import CONV_PRESET, Network
@@ -70,7 +72,7 @@ def target_layers(base: Base, network: Network) -> dict[str, Layer]:
             f"{network.targets} names no linear layer and no convolution of {base.id}",
             f"match module names such as {_some_linear(base)}, or use a preset",
         )
-    kernels = any(has_kernel(layer.weight.shape) for layer in layers.values())
+    kernels = any(has_kernel(weight_shape(layer)) for layer in layers.values())
     if not kernels and network.of_kernels() != network:
         raise UserError(
             "recipe: network.conv_rank, network.conv_alpha",
@@ -111,7 +113,7 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
 
     parts: Parts = {}
     for name, layer in adapted_layers(base, network).items():
-        own = network_of(network, name, layer.weight.shape)
+        own = network_of(network, name, weight_shape(layer))
         down_shape = part_shape(DOWN, own.rank, layer)
         up_shape = part_shape(UP, own.rank, layer)
         # PEFT makes two layers, which draw weights of their own, before it draws A.
@@ -121,7 +123,7 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
         if network.init == "pissa":
             parts[name, DOWN], parts[name, UP] = principal_factors(name, layer, own)
         for part in parts_of(network)[2:]:
-            weight = whole(layer.weight.detach()).float()
+            weight = whole(layer.weight).float()
             norms = torch.linalg.vector_norm(weight, dim=axes_under(part, layer)).cpu()
             parts[name, part] = norms.view(part_shape(part, own.rank, layer))
     return {state_name(base.denoiser_name, *key): tensor for key, tensor in sorted(parts.items())}
@@ -175,7 +177,7 @@ def _check(
     """Raise UserError for the first tensor that is missing, foreign, or of another shape."""
     expected = {
         state_name(base.denoiser_name, name, part): part_shape(
-            part, network_of(network, name, layer.weight.shape).stored_rank, layer
+            part, network_of(network, name, weight_shape(layer)).stored_rank, layer
         )
         for name, layer in layers.items()
         for part in parts_of(network)
@@ -201,6 +203,21 @@ def bank_on(base: Base) -> AdapterBank | None:
         if isinstance(module, BankLayer):
             return module.bank
     return None
+
+
+@contextmanager
+def cut_at(base: Base, rank: int) -> Iterator[None]:
+    """Within the block the adapter that acts alone on `base` does so with its first `rank` ranks.
+
+    Raises RuntimeError when none does.
+    """
+    bank = bank_on(base)
+    if bank is None:
+        raise RuntimeError("no adapter is on this base")
+    if len(bank.acting_slots) != 1:
+        raise RuntimeError("no adapter acts alone")
+    with bank.at_rank(bank.acting_slots[0], rank):
+        yield
 
 
 def is_attached(base: Base) -> bool:

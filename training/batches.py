@@ -21,6 +21,9 @@ from training.latents import LatentCache
 from training.objective import Objective
 from training.recipe import Recipe
 
+# The draws of class pictures.
+CLASS_STREAM = "class/"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -76,10 +79,13 @@ def draw_batch(
     places: Sequence[int],
     step_samples: int,
     objective: Objective,
+    stream: str = "",
 ) -> Batch:
     """Draw the samples at `places` of optimiser step `step` (0-based), which has `step_samples`.
 
     The pictures of the step's bucket come in a fresh random order every epoch, each once per epoch.
+    Batches of other pictures at the same places have a `stream` of draws of their own
+    (`CLASS_STREAM`).
     """
     number, earlier = bucket_of_step(cache.counts, step)
     bucket = cache.buckets[number]
@@ -89,8 +95,8 @@ def draw_batch(
     prior_captions: list[str] = []
     for place in places:
         position = earlier * step_samples + place
-        row = _row_at(recipe.seed, number, position, len(bucket.images))
-        generator = _generator("sample", recipe.seed, step, place)
+        row = _row_at(stream, recipe.seed, number, position, len(bucket.images))
+        generator = _generator(f"{stream}sample", recipe.seed, step, place)
         timestep = objective.draw_timestep(recipe, generator, bucket.mean.shape[-3:])
         choices = torch.rand(2, generator=generator)  # caption kept or not, mirrored or not
         view = int(choices[1] * bucket.mean.shape[1])
@@ -129,6 +135,18 @@ def draw_batch(
     )
 
 
+def drawn_rank(recipe: Recipe, step: int) -> int | None:
+    """The rank that optimiser step `step` (0-based) trains, each of `network.nested_ranks` alike.
+
+    DyLoRA (Valipour et al. 2022) with a uniform distribution. None where there are no such ranks.
+    """
+    ranks = recipe.network.nested_ranks
+    if ranks is None:
+        return None
+    generator = _generator("rank", recipe.seed, step)
+    return ranks[int(torch.randint(len(ranks), (), generator=generator))]
+
+
 def bucket_of_step(counts: Sequence[int], step: int) -> tuple[int, int]:
     """The bucket of step `step` (0-based), and how many steps before it had the same.
 
@@ -164,12 +182,12 @@ def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _row_at(seed: int, bucket: int, position: int, count: int) -> int:
+def _row_at(stream: str, seed: int, bucket: int, position: int, count: int) -> int:
     """The row at `position` of a bucket's endless sequence of shuffled epochs."""
     epoch, place = divmod(position, count)
     # The first bucket, which is the only one of squares, is drawn as before there were others.
     own = (bucket,) if bucket else ()
-    order = torch.randperm(count, generator=_generator("order", seed, epoch, *own))
+    order = torch.randperm(count, generator=_generator(f"{stream}order", seed, epoch, *own))
     return int(order[place])
 
 

@@ -27,7 +27,8 @@ class CaptionPlan:
     def of(cls, recipe: Recipe) -> CaptionPlan:
         """What a recipe wants."""
         kept = recipe.kept_tags if recipe.tag_orders > 1 else 0
-        return cls(recipe.tag_orders, kept, recipe.prior_weight > 0)
+        asks_the_base = recipe.prior_weight > 0 and recipe.class_pictures is None
+        return cls(recipe.tag_orders, kept, asks_the_base)
 
 
 def tag_orders(caption: str, count: int, kept: int) -> tuple[str, ...]:

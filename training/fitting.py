@@ -50,6 +50,14 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
             f"encoders are trained for {' and '.join(able)}",
             "leave it out",
         )
+    nested = fitted.network.nested_ranks
+    if nested is not None and fitted.network.rank != nested[-1]:
+        raise UserError(
+            f"{source}: network.rank",
+            f"is {fitted.network.rank}, but the largest of network.nested_ranks is trained, which "
+            f"is {nested[-1]}",
+            f"set it to {nested[-1]}",
+        )
     if fitted.network.targets == CONV_PRESET and not kind.convolution_modules:
         raise UserError(
             f"{source}: network.targets",

@@ -1,7 +1,8 @@
 """Everything frozen about a dataset, computed once: VAE posteriors and text embeddings.
 
-A dataset version and a base in, a `LatentCache` out, stored under a key of all that went in, so
-that every trial of every sweep on the same inputs shares it. Never trains, never edits a picture.
+A dataset version (or other samples) and a base in, a `LatentCache` out, stored under a key of all
+that went in, so that every trial of every sweep on the same inputs shares it. Never trains, never
+edits a picture.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioning import DatasetVersion, UserError, write_atomic
+from captioning import DatasetVersion, Sample, UserError, write_atomic
 from training.buckets import BucketLimits, Size, crop_sizes
 from training.captions import CaptionPlan, tag_orders, without_trigger
 from training.crop import read_crop
@@ -96,23 +97,43 @@ def encode_dataset(
     captions: CaptionPlan | None = None,
     limits: BucketLimits | None = None,
 ) -> LatentCache:
-    """Encode the training pictures of `dataset`, or read what an earlier call left in `folder`.
+    """`encode_samples` of the training pictures of `dataset`.
 
-    Pictures are turned upright, scaled and cropped to the centre square of `resolution` pixels (the
-    base's native size when None), or each to its bucket within `limits`; captions as `captions`
-    says, by default as they are. `folder/<key>/` gets the tensors and an index; it appears whole or
-    not at all. Raises UserError for a resolution that the VAE cannot divide, limits without
-    buckets, a dataset without training pictures, or a picture that cannot be read.
+    Raises UserError as it does, and for a dataset without training pictures.
     """
-    captions = captions or CaptionPlan()
-    size_px = resolution or base.native_size_px
-    sizes = crop_sizes(size_px, base.size_multiple_px, limits)
     if not dataset.train:
         raise UserError(
             str(dataset.path),
             "the dataset version holds no training picture",
             "add pictures, or freeze it with a smaller holdout share",
         )
+    return encode_samples(
+        dataset.train, base, resolution, flip, folder, progress, captions, dataset.trigger, limits
+    )
+
+
+def encode_samples(
+    samples: Sequence[Sample],
+    base: Base,
+    resolution: int | None,
+    flip: bool,
+    folder: Path,
+    progress: Progress | None = None,
+    captions: CaptionPlan | None = None,
+    trigger: str = "",
+    limits: BucketLimits | None = None,
+) -> LatentCache:
+    """Encode pictures with their captions, or read what an earlier call left in `folder`.
+
+    Pictures are turned upright, scaled and cropped to the centre square of `resolution` pixels (the
+    base's native size when None), or each to its bucket within `limits`; captions as `captions`
+    says, by default as they are. `folder/<key>/` gets the tensors and an index; it appears whole or
+    not at all. Raises UserError for a resolution that the VAE cannot divide, limits without
+    buckets, or a picture that cannot be read.
+    """
+    captions = captions or CaptionPlan()
+    size_px = resolution or base.native_size_px
+    sizes = crop_sizes(size_px, base.size_multiple_px, limits)
     index: dict[str, object] = {
         "format": FORMAT,
         "encoders": base.encoder_hash,
@@ -120,36 +141,38 @@ def encode_dataset(
         "flip": flip,
         "dtype": "float32",
         "captions": asdict(captions),
-        "trigger": dataset.trigger if captions.without_trigger else None,
-        "samples": [[sample.sha256, sample.caption] for sample in dataset.train],
+        "trigger": trigger if captions.without_trigger else None,
+        "samples": [[sample.sha256, sample.caption] for sample in samples],
     }
     if limits is not None:
         index["sizes"] = sizes  # with each picture's own size they decide its bucket
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
     cache = _read(folder / key, key)
     if cache is None:
-        cache = _encode(dataset, base, sizes, flip, captions, index, folder / key, progress)
+        cache = _encode(
+            samples, base, sizes, flip, captions, trigger, index, folder / key, progress
+        )
     elif progress:
-        progress(len(dataset.train), len(dataset.train))
-    samples, priors = dataset.train, dataset.train if captions.without_trigger else ()
+        progress(len(samples), len(samples))
+    of_anybody = samples if captions.without_trigger else ()
     return replace(
         cache,
         captions=tuple(tag_orders(s.caption, captions.orders, captions.kept) for s in samples),
-        prior_captions=tuple(without_trigger(s.caption, dataset.trigger) for s in priors),
+        prior_captions=tuple(without_trigger(s.caption, trigger) for s in of_anybody),
     )
 
 
 def _encode(
-    dataset: DatasetVersion,
+    samples: Sequence[Sample],
     base: Base,
     sizes: Sequence[Size],
     flip: bool,
     captions: CaptionPlan,
+    trigger: str,
     index: dict[str, object],
     target: Path,
     progress: Progress | None,
 ) -> LatentCache:
-    samples = dataset.train
     by_size: dict[Size, list[dict[str, Tensor]]] = {}
     texts, priors, pictures = [], [], []
     # One picture at a time: the numbers do not depend on who shares the batch.
@@ -170,7 +193,7 @@ def _encode(
         orders = tag_orders(sample.caption, captions.orders, captions.kept)
         texts.append(_stacked([_first(base.encode_prompts([order])) for order in orders]))
         if captions.without_trigger:
-            anybody = without_trigger(sample.caption, dataset.trigger)
+            anybody = without_trigger(sample.caption, trigger)
             priors.append(_first(base.encode_prompts([anybody])))
         pictures.append(base.picture_conditions(crop.original, crop.corner, crop.size))
         if progress:

@@ -24,7 +24,7 @@ from captioning import UserError
 from training.families import absolute_base
 from training.group import Group, Ledger
 from training.mailbox import Event, Mailbox, Post
-from training.worker import FAILED_FILE, SetupError, SweepJob, Worker
+from training.worker import FAILED_FILE, SetupError, SweepJob, TrialSpec, Worker
 
 # Of one exchange of gradients: a lost peer must not block the others for long, but a step on a
 # busy machine may take its time. A dead process is noticed at once, by its closed connection.
@@ -260,8 +260,14 @@ def _with_absolute_paths(job: SweepJob) -> SweepJob:
         dataset_path=str(Path(job.dataset_path).resolve()),
         latents_dir=str(Path(job.latents_dir).resolve()),
         score_dir=str(Path(job.score_dir).resolve()),
-        trials=tuple(replace(t, trial_dir=Path(t.trial_dir).resolve()) for t in job.trials),
+        store=None if job.store is None else str(Path(job.store).resolve()),
+        trials=tuple(_at_absolute_paths(trial) for trial in job.trials),
     )
+
+
+def _at_absolute_paths(trial: TrialSpec) -> TrialSpec:
+    cuts = tuple(map(_at_absolute_paths, trial.cuts))
+    return replace(trial, trial_dir=Path(trial.trial_dir).resolve(), cuts=cuts)
 
 
 def _first_line(error: Exception) -> str:

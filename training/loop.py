@@ -20,7 +20,14 @@ from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import Batch, draw_batch, of_one_shape, places_of, shared_out
+from training.batches import (
+    CLASS_STREAM,
+    draw_batch,
+    drawn_rank,
+    of_one_shape,
+    places_of,
+    shared_out,
+)
 from training.checkpoints import save_checkpoint
 from training.families import Base
 from training.latents import LatentCache
@@ -81,6 +88,7 @@ def train(
     on_event: Callable[[Event], None] | None = None,
     on_checkpoint: Callable[[int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    class_cache: LatentCache | None = None,
 ) -> int:
     """Train one trial, a pack of one, and return the last step done; see `train_pack`.
 
@@ -90,7 +98,7 @@ def train(
     failed: list[Exception] = []
     done = train_pack(
         base,
-        [Trial(trial_dir, recipe, cache)],
+        [Trial(trial_dir, recipe, cache, class_cache)],
         rank,
         world_size,
         on_event=on_event,
@@ -160,6 +168,8 @@ def train_pack(
             started = time.perf_counter()
             begin_step(base.device)
             bank, slots = pack.bank, pack.slots
+            for slot in slots:
+                bank.cut(slot.index, drawn_rank(slot.recipe, slot.step))
             bank.zero_grad()
             losses, lack = _add_up_gradients(
                 base, pack, micro_batches.recipe, precision, rank, world_size, step_samples
@@ -271,14 +281,22 @@ def _add_up_gradients(
             is_spare = places.start >= step_samples
             if is_spare:  # computed all the same: a shared base needs every worker in every pass
                 places = range(split.batch_size)
-            batches = [_draw(base, slot, places, step_samples) for slot in slots]
+            batches, of_class = [], []
+            for slot in slots:
+                counters = slot.step, places, step_samples, base.objective
+                batches.append(draw_batch(slot.recipe, slot.trial.cache, *counters))
+                if (cache := slot.trial.class_cache) is not None:  # of all slots, or of none
+                    of_class.append(draw_batch(slot.recipe, cache, *counters, CLASS_STREAM))
             # Slots whose buckets differ in shape compute one after the other, on every worker in
             # the same order.
             for alike in of_one_shape(batches):
                 own = [slots[index] for index in alike]
+                theirs = [of_class[index] for index in alike if of_class]
                 with bank.only(alike):
                     with _autocast(base.device, precision):
-                        errors = pack_losses(base, bank, own, [batches[index] for index in alike])
+                        errors = pack_losses(
+                            base, bank, own, [batches[index] for index in alike], theirs
+                        )
                     # Every micro-batch has as many samples, so the mean of means is the mean.
                     # Added up over the slots: no sample's gradient reaches another slot.
                     micro_losses = errors.mean(dim=1) / mean_share  # (k,)
@@ -297,18 +315,6 @@ def _add_up_gradients(
         # Only its words: the error itself holds on to what was allocated.
         return losses, str(error).strip().split("\n")[0] or type(error).__name__
     return losses, None
-
-
-def _draw(base: Base, slot: Slot, places: Sequence[int], step_samples: int) -> Batch:
-    recipe = slot.recipe
-    return draw_batch(
-        recipe,
-        slot.trial.cache,
-        slot.step,
-        places,
-        step_samples,
-        base.objective,
-    )
 
 
 def _average(

@@ -18,11 +18,19 @@ from training.schedule import sample_losses
 
 
 def pack_losses(
-    base: Base, bank: AdapterBank, slots: Sequence[Slot], batches: Sequence[Batch]
+    base: Base,
+    bank: AdapterBank,
+    slots: Sequence[Slot],
+    batches: Sequence[Batch],
+    class_batches: Sequence[Batch] = (),
 ) -> Tensor:
     """The weighted loss of every slot's B samples, fp32.
 
     `slots` are those that act in the bank, in its order; all batches are of one shape.
+
+    `class_batches`: as many class pictures of every slot, computed in the same forward pass. Their
+    squared error times `prior_weight` is added as diffusers' `--with_prior_preservation` does: the
+    loss weighting, masks and pseudo-Huber loss are the character's pictures' alone.
 
     # (K, B)
     """
@@ -31,23 +39,36 @@ def pack_losses(
     weights = torch.cat(
         [objective.weights(s.recipe, b.timesteps) for s, b in zip(slots, batches, strict=True)]
     ).to(device)
-    timesteps = torch.cat([batch.timesteps for batch in batches]).to(device)  # (K*B,)
-    noise = torch.cat([batch.noise for batch in batches]).to(device)
-    samples = torch.cat([batch.posterior_samples for batch in batches]).to(device)
-    latents = base.to_latents(samples)  # (K*B, C, h, w)
+    # 2*B rows for every slot where there are class pictures, else B.
+    rows = (
+        [b for pair in zip(batches, class_batches, strict=True) for b in pair]
+        if class_batches
+        else batches
+    )
+    timesteps = torch.cat([batch.timesteps for batch in rows]).to(device)  # (K*B,) or (K*2*B,)
+    noise = torch.cat([batch.noise for batch in rows]).to(device)
+    samples = torch.cat([batch.posterior_samples for batch in rows]).to(device)
+    latents = base.to_latents(samples)  # (..., C, h, w)
     noisy = objective.noisy(latents, noise, timesteps)
     target = objective.target(latents, noise, timesteps)
-    conditions = _joined([batch.conditions for batch in batches], device)
-    captions = [caption for batch in batches for caption in batch.captions]
+    conditions = _joined([batch.conditions for batch in rows], device)
+    captions = [caption for batch in rows for caption in batch.captions]
     prediction = base.predict(noisy, timesteps, _said_by_adapters(base, conditions, captions))
+    errors_of_class: Tensor | None = None
+    if class_batches:
+        prediction, class_prediction = _own_and_class(prediction, len(slots))
+        target, class_target = _own_and_class(target, len(slots))
+        errors_of_class = (class_prediction - class_target).square().mean(dim=(1, 2, 3))
     errors = sample_losses(
         prediction,
         target,
         [recipe.huber_c for recipe in recipes],
         _pixel_weights(slots, batches, device),
     )  # (K*B,)
+    priors = torch.tensor([recipe.prior_weight for recipe in recipes], device=device)
+    if errors_of_class is not None:
+        return (errors * weights + priors * errors_of_class).view(len(slots), -1)
     if slots[0].recipe.prior_weight > 0:
-        priors = torch.tensor([recipe.prior_weight for recipe in recipes], device=device)
         conditions = _joined([batch.prior_conditions for batch in batches], device)
         captions = [caption for batch in batches for caption in batch.prior_captions]
         own = _said_by_adapters(base, conditions, captions)
@@ -64,6 +85,15 @@ def _said_by_adapters(
     """
     said = base.encode_prompts(list(captions)) if base.text_is_adapted else {}
     return {**conditions, **said}
+
+
+def _own_and_class(rows: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """The rows of the characters' pictures, and those of the class pictures.
+
+    # (K*2*B, ...) -> 2 x (K*B, ...)
+    """
+    by_slot = rows.unflatten(0, (slots, 2, -1))
+    return by_slot[:, 0].flatten(0, 1), by_slot[:, 1].flatten(0, 1)
 
 
 def _prior_losses(

@@ -69,7 +69,7 @@ class MicroBatches:
             raise OutOfMemory(
                 f"trials {', '.join(slot.trial.id for slot in pack.slots)}",
                 f"memory ran out ({found}) at step {pack.slots[0].step + 1}, with "
-                f"{len(pack.slots)} × {size} samples in a forward pass",
+                f"{len(pack.slots)} × {self.recipe.samples_per_pass} samples in a forward pass",
                 "lower the resolution or the rank, or set gradient_checkpointing in settings.yaml",
             )
         factor = next(factor for factor in range(2, size + 1) if size % factor == 0)

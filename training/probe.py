@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 from training.buckets import BucketLimits, crop_sizes, largest_size
-from training.families import Base, family_of, load_base
+from training.families import Base, family_of
 from training.latents import Bucket, LatentCache
 from training.loop import Event, base_dtype, train_pack
 from training.micro_batches import OutOfMemory, is_out_of_memory
 from training.pack.slot import Trial
+from training.quantised import load_quantised
 from training.recipe import Recipe
 from training.telemetry import peak_resident_bytes
 
@@ -60,7 +61,7 @@ def probe_pack(request: ProbeRequest) -> Measurement | None:
     """Measure the pack in a process of its own; None if it ran out of memory.
 
     Its peak is then its own, and if the kernel ends it, it ends alone. Takes the time that loading
-    the base takes and a few steps. Raises UserError like `load_base`.
+    the base takes and a few steps. Raises UserError like `load_quantised`.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -88,7 +89,8 @@ def measure_pack(request: ProbeRequest) -> Measurement | None:
 def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
     shared = request.recipes[0]
     half = family_of(request.base).half
-    base = load_base(request.base, device, base_dtype(shared, device, half))
+    dtype = base_dtype(shared, device, half)
+    base = load_quantised(request.base, device, dtype, shared.base_precision)
     if request.gradient_checkpointing:
         base.denoiser.enable_gradient_checkpointing()
     base.release_encoders()
@@ -112,7 +114,12 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
 
     with tempfile.TemporaryDirectory() as folder:
         trials = [
-            Trial(Path(folder) / f"t{number}", _long(recipe), random_cache(base, recipe))
+            Trial(
+                Path(folder) / f"t{number}",
+                _long(recipe),
+                random_cache(base, recipe),
+                random_cache(base, recipe) if recipe.class_pictures else None,
+            )
             for number, recipe in enumerate(request.recipes)
         ]
         train_pack(base, trials, on_failure=fail, on_event=listen, stop=enough)

@@ -32,16 +32,20 @@ _ADDED_LATER = (
     ("network", "conv_rank", None),
     ("network", "conv_alpha", None),
     ("network", "text_encoder", None),
+    ("network", "nested_ranks", None),
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
     ("", "noise_offset", 0.0),
     ("", "tag_orders", 1),
     ("", "masked_loss", None),
     ("", "prior_weight", 0.0),
+    ("", "class_pictures", None),
+    ("", "class_prompt", None),
     ("", "timestep_sampling", None),
     ("", "timestep_shift", None),
     ("", "ema_decay", None),
     ("", "aspect_buckets", False),
+    ("", "base_precision", "auto"),
 )
 
 
@@ -126,9 +130,17 @@ class Network(Strict):
     text_encoder: TextEncoder | None = Field(
         None,
         description="{rank, alpha, lr}, or {} for their defaults: also train an adapter on the "
-        "text encoders (sd15 and sdxl; kohya's train_text_encoder, diffusers' "
-        "--train_text_encoder). On their q, k, v and output projections, and their feed-forward "
-        "layers where targets has those. None: they stay as they are.",
+        "text encoders (sd15, sdxl; diffusers' --train_text_encoder, and kohya's trainer without "
+        "--network_train_unet_only). On their q, k, v and output projections, and their "
+        "feed-forward layers where targets is a preset with those. None: they stay as they are.",
+    )
+
+    nested_ranks: tuple[int, ...] | None = Field(
+        None,
+        description="Ranks at which the adapter is cut afterwards, rising up to rank, such as "
+        "[4, 8, 16]: every step trains it cut at one of them, which is drawn (DyLoRA, Valipour et "
+        "al. 2022; Kusupati et al. 2022). Each is a candidate of its own, approximate: a run at "
+        "that rank alone ends elsewhere. None: rank alone is trained.",
     )
 
     @field_validator("targets")
@@ -152,6 +164,34 @@ class Network(Strict):
                         f"{field} is of convolutions, and targets {self.targets} has none: leave "
                         f"it out, or set targets to {CONV_PRESET}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _nested_ranks_can_be_cut(self) -> Network:
+        ranks = self.nested_ranks
+        if ranks is None:
+            return self
+        if len(ranks) < 2 or ranks[0] < 1 or list(ranks) != sorted(set(ranks)):
+            raise ValueError(f"nested_ranks {list(ranks)} are not two or more rising ranks")
+        if self.rank not in ranks:
+            raise ValueError(
+                f"rank {self.rank} is none of nested_ranks {list(ranks)}: set it to the largest"
+            )
+        if self.init == "pissa":
+            raise ValueError(
+                "nested_ranks cut B·A, and the update of init pissa is B·A - B0·A0, of twice the "
+                "rank: use init default"
+            )
+        if self.conv_rank is not None:
+            raise ValueError(
+                "nested_ranks cut all layers at one rank, and conv_rank gives convolutions one of "
+                "their own: leave it out"
+            )
+        if self.text_encoder is not None and self.text_encoder.rank is not None:
+            raise ValueError(
+                "nested_ranks cut all layers at one rank, and text_encoder.rank gives text "
+                "encoders one of their own: leave it out"
+            )
         return self
 
     def of_kernels(self) -> Network:
@@ -237,6 +277,13 @@ class Recipe(Strict):
         "auto",
         description="Of the forward and backward pass; adapter weights and optimiser stay fp32. "
         "auto: fp16 on CUDA (bf16 for flow models, which overflow fp16), fp32 on CPU.",
+    )
+    base_precision: Literal["auto", "int8", "nf4"] = Field(
+        "auto",
+        description="How the frozen base's linear layers are held. auto: fp32, or half on CUDA. "
+        "int8: 8 bits with a scale for each row. nf4: 4 bits (Dettmers et al. 2023, QLoRA). They "
+        "are for bases that do not fit otherwise: the adapter is trained and scored on the rounded "
+        "weights.",
     )
     resolution: int | None = Field(
         None,
@@ -331,10 +378,24 @@ class Recipe(Strict):
         0.0,
         ge=0,
         le=10,
-        description="Weight of keeping what the base itself answers to every caption without the "
-        "trigger, so that the class word does not become the character (prior preservation, Ruiz "
-        "et al. 2023, weight 1; the base is the teacher, no class pictures are needed). A step "
-        "takes more than twice as long.",
+        description="Weight of prior preservation, so that the class word does not become the "
+        "character (Ruiz et al. 2023, weight 1): the loss on class_pictures, or without them that "
+        "of keeping what the base itself answers to every caption without the trigger. A step "
+        "computes twice as many samples; without class_pictures the base's answers come on top.",
+    )
+    class_pictures: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or ZIP file of others of the class, with captions beside them: as many "
+        "samples of them as of the character are in every step, weighing prior_weight (DreamBooth, "
+        "Ruiz et al. 2023; kohya's regularisation images). They are kept in the store as a set, "
+        "whose name can stand here too. None: the base is the teacher of prior_weight.",
+    )
+    class_prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="The caption of all class_pictures, such as the class word. None: the captions "
+        "beside them.",
     )
     flip: bool = Field(False, description="Also train on the mirrored pictures.")
     clip_norm: float | None = Field(
@@ -359,6 +420,24 @@ class Recipe(Strict):
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than steps "
                 f"{self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _class_pictures_count(self) -> Recipe:
+        if self.class_pictures is not None and self.prior_weight == 0:
+            raise ValueError(
+                "class_pictures are trained with prior_weight, which is 0: set it, 1 is usual, or "
+                "leave class_pictures out"
+            )
+        if self.class_pictures is not None and self.aspect_buckets:
+            raise ValueError(
+                "class_pictures are cropped to squares, and a step's samples are of one shape: "
+                "leave out aspect_buckets or class_pictures"
+            )
+        if self.class_prompt is not None and self.class_pictures is None:
+            raise ValueError(
+                "class_prompt is the caption of class_pictures: name these, or leave it out"
             )
         return self
 
@@ -417,6 +496,11 @@ class Recipe(Strict):
             if key in place and place[key] == usual:
                 del place[key]
         return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def samples_per_pass(self) -> int:
+        """The samples of one trial in a forward pass: class pictures double a micro-batch."""
+        return self.batch_size * (1 if self.class_pictures is None else 2)
 
     def checkpoint_steps(self) -> tuple[int, ...]:
         """The steps with a checkpoint: multiples of `checkpoint_every`, and the last step."""

@@ -161,6 +161,9 @@ class BaseScores(Measured):
     """The bare base's pictures and measures, and the embeddings that every score needs."""
 
     folder: Path = Field(description="Where its files lie.")
+    base_precision: str = Field(
+        "auto", description="The form of the base that drew its pictures; see the recipe's."
+    )
 
     @classmethod
     def _data(cls, text: str, folder: Path) -> object:

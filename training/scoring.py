@@ -90,12 +90,21 @@ def choose_references(dataset: DatasetVersion) -> References:
 
 
 def scoring_key(
-    base: Base, dataset: DatasetVersion, config: ScoringConfig, embedder: Embedder
+    base: Base,
+    dataset: DatasetVersion,
+    config: ScoringConfig,
+    embedder: Embedder,
+    base_precision: str = "auto",
 ) -> str:
-    """32 hex digits of all that a score rests on besides the adapter; the limits are not in it."""
+    """32 hex digits of all that a score rests on besides the adapter; the limits are not in it.
+
+    `base_precision` is the form of the base whose bare pictures the score is compared with.
+    """
     content = {
         "format": FORMAT,
         "base": base.content_hash,
+        # Rounded weights draw other pictures. Older keys, of whole bases, are as they were.
+        **({} if base_precision == "auto" else {"base_precision": base_precision}),
         "size_px": config.size_px or base.native_size_px,
         "dataset": [dataset.manifest_sha256, dataset.trigger, dataset.class_word],
         "config": config.model_dump(mode="json", exclude={"limits", "embedder", "size_px"}),
@@ -115,7 +124,7 @@ def score_base(
     """
     if is_attached(base):
         raise RuntimeError("an adapter is on the base; detach it before scoring the base")
-    folder = out_dir / scoring_key(base, dataset, config, embedder)
+    folder = out_dir / scoring_key(base, dataset, config, embedder, base.held_as)
     existing = _complete(folder)
     if existing is not None:
         return existing
@@ -139,6 +148,7 @@ def score_base(
         pictures=tuple(Picture.of(cell) for cell in cells),
         notes=_notes(measured, references),
         folder=folder,
+        base_precision=base.held_as,
     )
     write_atomic(folder / VECTORS_FILE, save(vectors))
     scores.save(folder)
@@ -160,7 +170,8 @@ def score_checkpoint(
     """
     if not is_attached(base):
         raise RuntimeError("no adapter is on the base; there is nothing to score")
-    if base_scores.base_key != scoring_key(base, dataset, config, embedder):
+    wanted = scoring_key(base, dataset, config, embedder, base_scores.base_precision)
+    if base_scores.base_key != wanted:
         raise ValueError(
             f"{base_scores.folder}: the base's scores belong to another base, dataset version, "
             "scoring config or embedder"

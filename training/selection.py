@@ -20,6 +20,11 @@ METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA"}
 NAMED_TIES = 2
 
 
+def approximation(nested_ranks: Sequence[int]) -> str:
+    """What is said of every candidate of a run with nested ranks."""
+    return f"approximate, from one run of nested ranks {', '.join(map(str, nested_ranks))}"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A trial's checkpoint with its score."""
@@ -30,10 +35,14 @@ class Candidate:
     method: str  # "lora" | "dora"
     score: Score
     views: float | None = None  # of each training picture, on average, up to this step
+    nested_ranks: tuple[int, ...] = ()  # of the run that its rank was cut from, or is the whole of
 
     @property
     def title(self) -> str:
-        return f"rank {self.rank} {METHOD_NAMES.get(self.method, self.method)} at step {self.step}"
+        title = f"rank {self.rank} {METHOD_NAMES.get(self.method, self.method)} at step {self.step}"
+        if self.nested_ranks:
+            title += f" ({approximation(self.nested_ranks)})"
+        return title
 
 
 @dataclass(frozen=True)

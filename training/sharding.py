@@ -8,6 +8,7 @@ them whole.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from captioning import UserError
 from training.families import Base, load_base
+from training.quantised import dequantised, is_quantised, scale_bytes
+from training.recipe import Recipe
 
 
 def worker_mesh(device: torch.device, workers: int) -> DeviceMesh:
@@ -60,6 +63,22 @@ def load_sharded(
     return base
 
 
+def refuse_quantised_shares(recipes: Iterable[Recipe]) -> None:
+    """Raise UserError for a recipe whose base is quantised, which FSDP2 cannot share out.
+
+    It gathers tensors of one type, and bitsandbytes' have scales beside them, of other types.
+    """
+    for recipe in recipes:
+        if recipe.base_precision != "auto":
+            raise UserError(
+                "recipe: base_precision",
+                f"is {recipe.base_precision}, and settings.yaml has `strategy: fsdp`, which cannot "
+                "share out a quantised base",
+                "set strategy to ddp, with which every worker holds the whole quantised base, or "
+                "base_precision to auto",
+            )
+
+
 def is_sharded(base: Base) -> bool:
     return any(_is_share(weight) for weight in base.denoiser.parameters())
 
@@ -67,11 +86,13 @@ def is_sharded(base: Base) -> bool:
 def whole(weight: Tensor) -> Tensor:
     """A base's weight outside of its block's forward pass, on the device that computes.
 
-    A shared one is gathered: all workers must ask for the same ones in the same order. It is a copy
-    then, to be let go soon.
+    A shared one is gathered: all workers must ask for the same ones in the same order. A quantised
+    one is dequantised. Both are copies then, to be let go soon. Without gradient.
     """
+    if is_quantised(weight):
+        return dequantised(weight, torch.float32)
     if not _is_share(weight):
-        return weight
+        return weight.detach()
     from torch.distributed.tensor import DTensor
 
     share: Any = weight.detach()
@@ -92,6 +113,8 @@ def whole(weight: Tensor) -> Tensor:
 def held_bytes(tensor: Tensor) -> int:
     """The bytes of a base's tensor that this worker holds: of a shared one its own share."""
     held: Any = tensor
+    if is_quantised(tensor):
+        return int(tensor.nbytes) + scale_bytes(tensor)
     return int(held.to_local().nbytes if _is_share(tensor) else tensor.nbytes)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning import write_atomic
+from training.families import Base
 from training.pack.pack import Pack
 from training.sharding import held_bytes
 
@@ -73,19 +74,28 @@ def pack_facts(pack: Pack) -> Row:
     first step. Text encoders that are trained stay in memory, and are counted beside the denoiser.
     Activations, which a pack has while it computes a step, are not among them.
     """
-    encoders = pack.base.loaded_text_encoders if pack.base.text_is_adapted else {}
     return {
         "trials": [slot.trial.id for slot in pack.slots],
         "slot_bytes": [
             pack.bank.slot_bytes() + _state_bytes(slot.optimizer) for slot in pack.slots
         ],
-        "base_bytes": base_bytes(pack.base.denoiser),
-        "text_encoder_bytes": sum(base_bytes(encoder) for encoder in encoders.values()),
+        "base_bytes": base_bytes(pack.base),
+        "text_encoder_bytes": text_encoder_bytes(pack.base),
     }
 
 
-def base_bytes(network: nn.Module) -> int:
-    """Those of a frozen network on this worker, which all trials of a pack share."""
+def base_bytes(base: Base) -> int:
+    """The frozen denoiser's in this worker, which all trials of a pack share."""
+    return _network_bytes(base.denoiser)
+
+
+def text_encoder_bytes(base: Base) -> int:
+    """Those of the text encoders that stay in memory for an adapter on them; 0 without."""
+    encoders = base.loaded_text_encoders.values() if base.text_is_adapted else ()
+    return sum(_network_bytes(encoder) for encoder in encoders)
+
+
+def _network_bytes(network: nn.Module) -> int:
     tensors = [*network.parameters(), *network.buffers()]
     return sum(held_bytes(tensor) for tensor in tensors)
 

@@ -18,8 +18,15 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from captioning import DatasetVersion, UserError, load_dataset, write_atomic
-from training.adapters import detach, load_adapter
+from captioning import (
+    DatasetVersion,
+    Store,
+    UserError,
+    load_class_pictures,
+    load_dataset,
+    write_atomic,
+)
+from training.adapters import cut_at, detach, load_adapter
 from training.batches import samples_per_step
 from training.buckets import BucketLimits
 from training.captions import CaptionPlan
@@ -30,19 +37,22 @@ from training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
 )
-from training.families import Base, family_of, load_base
+from training.class_pictures import class_samples
+from training.families import Base, family_of
 from training.group import Group, Ledger
-from training.latents import LatentCache, encode_dataset
+from training.latents import LatentCache, encode_dataset, encode_samples
 from training.lockstep import in_step
 from training.loop import base_dtype, train_pack
 from training.mailbox import Event
+from training.nested import write_cut
 from training.pack.pack import shared_by_a_pack
 from training.pack.plan import MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
 from training.prompts import ScoringConfig
+from training.quantised import BASE_PRECISIONS, load_quantised
 from training.recipe import Recipe
 from training.retention import drop_other_states
-from training.sharding import load_sharded, worker_mesh
+from training.sharding import load_sharded, refuse_quantised_shares, worker_mesh
 
 FAILED_FILE = "failed.json"
 SETUP = "setup"
@@ -58,6 +68,7 @@ class TrialSpec:
     trial: str
     recipe: Recipe
     trial_dir: Path
+    cuts: tuple[TrialSpec, ...] = ()  # of a run with nested ranks: see `cut_recipes`
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,12 @@ class SweepJob:
     strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
     batch_workers: int | None = None  # that batch_size is written for; None: those of the group
     offload_base: bool = False  # with fsdp: the shares lie in the host's memory
+    store: str | None = None  # the farm's, which holds the sets of class pictures
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a quantised base with fsdp."""
+        if self.strategy == "fsdp":
+            refuse_quantised_shares(spec.recipe for spec in self.trials)
 
 
 @dataclass(frozen=True)
@@ -121,8 +138,10 @@ class Worker:
         """Train and score every trial that is not done; returns what kept all from starting."""
         problem = self.group.rank_0_says(lambda: self._set_up(self._encode))
         if problem is None:
-            first = self.job.trials[0].recipe
-            problem = self._on_rank_0(first, lambda: self._set_up(self._score_bare_base))
+            reference = self._reference()
+            problem = self._on_rank_0(
+                reference, lambda: self._set_up(lambda: self._score_bare_base(reference))
+            )
         if problem is not None:
             return problem
         for specs, seats in self.group.rank_0_says(self._packs):
@@ -170,6 +189,7 @@ class Worker:
     def _encode(self) -> None:
         for spec in self.job.trials:
             self._cache_for(spec.recipe)
+            self._class_cache_for(spec.recipe)
 
     def _on_rank_0(self, recipe: Recipe, act: Callable[[], T]) -> T:
         """`act()`, which may sample, computed on rank 0 and given to every rank."""
@@ -223,7 +243,12 @@ class Worker:
 
     def _train_and_score(self, specs: Sequence[TrialSpec], seats: int) -> bool:
         """Of trials that share packs of `seats`; False when the driver asked to stop."""
-        trials = {s.trial: Trial(s.trial_dir, s.recipe, self._cache_for(s.recipe)) for s in specs}
+        trials = {
+            s.trial: Trial(
+                s.trial_dir, s.recipe, self._cache_for(s.recipe), self._class_cache_for(s.recipe)
+            )
+            for s in specs
+        }
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base_for(specs[0].recipe)
         base.release_encoders()
@@ -256,7 +281,11 @@ class Worker:
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
         self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
-        self._raise_together(spec, lambda: self._score(spec, Checkpoint(step, path)))
+        whole = Checkpoint(step, path)
+        self._raise_together(spec, lambda: self._score(spec, whole))
+        for cut in spec.cuts:
+            with cut_at(self._base_for(spec.recipe), cut.recipe.network.rank):
+                self._raise_together(cut, functools.partial(self._cut_and_score, cut, whole))
         # Now, and not when the last of those that take its seat is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
@@ -268,29 +297,48 @@ class Worker:
             return True
         from training.scoring import existing_score
 
-        checkpoints = list_checkpoints(spec.trial_dir)
+        checkpoints = [
+            one for each in (spec, *spec.cuts) for one in list_checkpoints(each.trial_dir)
+        ]
         return all(existing_score(one.path, self._base_scores) is not None for one in checkpoints)
 
     def _finish(self, spec: TrialSpec) -> None:
-        if spec.trial not in self._finished:
-            self._finished.add(spec.trial)
-            self._send({"kind": "finished", "trial": spec.trial, "step": spec.recipe.steps})
+        for one in (spec, *spec.cuts):
+            if one.trial not in self._finished:
+                self._finished.add(one.trial)
+                self._send({"kind": "finished", "trial": one.trial, "step": one.recipe.steps})
 
     def _score_the_rest(self, spec: TrialSpec) -> bool:
-        """Score checkpoints that a killed worker left unscored; False when asked to stop."""
+        """Cut and score checkpoints that a killed worker left; False when asked to stop."""
+        if spec.cuts:
+            self._raise_together(spec, lambda: self._cut_the_rest(spec))
         if self.job.scoring is None:
             return not self.group.rank_0_says(self.stopped)
         base = self._base_for(spec.recipe)
         try:
-            for checkpoint in self.group.rank_0_says(lambda: self._unscored(spec)):
-                if self.group.rank_0_says(self.stopped):
-                    return False
-                adapter = load_checkpoint(checkpoint.path).adapter
-                load_adapter(base, adapter, spec.recipe.network)
-                self._raise_together(spec, functools.partial(self._score, spec, checkpoint))
+            for one in (spec, *spec.cuts):
+                for checkpoint in self.group.rank_0_says(functools.partial(self._unscored, one)):
+                    if self.group.rank_0_says(self.stopped):
+                        return False
+                    adapter = load_checkpoint(checkpoint.path).adapter
+                    load_adapter(base, adapter, one.recipe.network)
+                    self._raise_together(one, functools.partial(self._score, one, checkpoint))
         finally:
             detach(base)
         return not self.group.rank_0_says(self.stopped)
+
+    def _cut_and_score(self, cut: TrialSpec, whole: Checkpoint) -> None:
+        """Rank 0: keep a checkpoint's cut, which the adapter on the base is now, and score it."""
+        self._score(cut, write_cut(whole, cut.trial_dir, cut.recipe))
+
+    def _cut_the_rest(self, spec: TrialSpec) -> None:
+        """Rank 0: keep the cuts of checkpoints that have none yet."""
+        wholes = list_checkpoints(spec.trial_dir)
+        for cut in spec.cuts:
+            kept = {checkpoint.step for checkpoint in list_checkpoints(cut.trial_dir)}
+            for whole in wholes:
+                if whole.step not in kept:
+                    write_cut(whole, cut.trial_dir, cut.recipe)
 
     def _unscored(self, spec: TrialSpec) -> list[Checkpoint]:
         from training.scoring import existing_score
@@ -330,7 +378,12 @@ class Worker:
             }
         )
 
-    def _score_bare_base(self) -> None:
+    def _reference(self) -> Recipe:
+        """The trial on whose base, bare, all are compared with: the least rounded one's."""
+        recipes = [spec.recipe for spec in self.job.trials]
+        return min(recipes, key=lambda recipe: BASE_PRECISIONS.index(recipe.base_precision))
+
+    def _score_bare_base(self, reference: Recipe) -> None:
         if self.job.scoring is None:
             return
         from captioning import STARTER_CLIP, Embedder
@@ -339,7 +392,7 @@ class Worker:
         self._send({"kind": "base", "state": "scoring"})
         self._embedder = Embedder(self.job.scoring.embedder or STARTER_CLIP)
         self._base_scores = score_base(
-            self._base_for(self.job.trials[0].recipe),
+            self._base_for(reference),
             self._load_dataset(),
             self.job.scoring,
             self._embedder,
@@ -366,14 +419,15 @@ class Worker:
             raise UserError(*failure)
 
     def _base_for(self, recipe: Recipe) -> Base:
-        """The base in the recipe's precision; one is in memory at a time."""
+        """The base in the recipe's form; one is in memory at a time."""
         # Asking for the family may ask the hub: once is enough.
         half = self._base.half if self._base is not None else family_of(self.job.base).half
         dtype = base_dtype(recipe, self.device, half)
-        if self._base is None or self._base.dtype != dtype:
+        form = recipe.base_precision
+        if self._base is None or (self._base.dtype, self._base.held_as) != (dtype, form):
             self._base = None
             if self._mesh is None:
-                self._base = load_base(self.job.base, self.device, dtype)
+                self._base = load_quantised(self.job.base, self.device, dtype, form)
             else:
                 offload = self.job.offload_base
                 self._base = load_sharded(self.job.base, self.device, dtype, self._mesh, offload)
@@ -393,7 +447,7 @@ class Worker:
                 recipe.resolution,
                 recipe.flip,
                 Path(self.job.latents_dir),
-                lambda done, total: self._send({"kind": "encode", "done": done, "total": total}),
+                self._tell_encoded,
                 captions,
                 limits,
             )
@@ -407,6 +461,29 @@ class Worker:
                 "leave it out, or save what is not to be learnt as transparent (PNG, WebP)",
             )
         return self._caches[key]
+
+    def _class_cache_for(self, recipe: Recipe) -> LatentCache | None:
+        """The encoded class pictures, if the recipe names any; in memory once likewise."""
+        name = recipe.class_pictures
+        if name is None:
+            return None
+        key = recipe.resolution, recipe.flip, name, recipe.class_prompt
+        if key not in self._caches:
+            if self.job.store is None:
+                raise ValueError("the job does not say where class pictures are stored")
+            pictures = load_class_pictures(Store(Path(self.job.store)), name)
+            self._caches[key] = encode_samples(
+                class_samples(pictures, recipe.class_prompt, self._load_dataset()),
+                self._base_for(recipe),
+                recipe.resolution,
+                recipe.flip,
+                Path(self.job.latents_dir),
+                self._tell_encoded,
+            )
+        return self._caches[key]
+
+    def _tell_encoded(self, done: int, total: int) -> None:
+        self._send({"kind": "encode", "done": done, "total": total})
 
     def _tell_buckets(self, cache: LatentCache, base: Base) -> None:
         sides = (

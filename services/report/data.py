@@ -60,6 +60,7 @@ class TrialResult:
     losses: tuple[tuple[int, float], ...] = ()  # (step, loss)
     label: str = ""  # names the trial in plots; empty: made of method and rank
     views_per_step: float | None = None  # of each training picture, on average
+    note: str = ""  # what must be known of it, such as that its rank is approximate
 
     @property
     def title(self) -> str:
@@ -203,6 +204,7 @@ def read_trial(
     seconds: float | None = None,
     label: str = "",
     views_per_step: float | None = None,
+    note: str = "",
 ) -> TrialResult:
     """The result that lies in a trial's folder; `failed_guards` are given by step.
 
@@ -232,6 +234,7 @@ def read_trial(
         losses=tuple((row.step, row.values["loss"]) for row in rows if "loss" in row.values),
         label=label,
         views_per_step=views_per_step,
+        note=note,
     )
 
 

@@ -100,6 +100,7 @@ def random_base(side: int, device: torch.device) -> Any:
         attention_modules=UNET_ATTENTION,
         feed_forward_modules=UNET_FEED_FORWARD,
         convolution_modules=UNET_CONVOLUTIONS,
+        unbatched_modules=(),
     )
 
 

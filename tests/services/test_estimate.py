@@ -11,7 +11,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from captioning import DatasetVersion, load_config
+from captioning import DatasetVersion, UserError, load_config
+from services.estimate_command import quantised_forms
 from services.estimate_text import duration, known_line
 from services.estimates import (
     Estimator,
@@ -107,6 +108,43 @@ def test_the_ranks_of_text_encoders_are_lowered_too(base: BaseFacts):
     assert change.text.endswith("network.rank and text_encoder.rank: 2 at most")
 
 
+def test_a_quantised_base_is_tried_before_a_lower_rank(base: BaseFacts):
+    asked: list[tuple[str, int]] = []
+
+    def measure(request: ProbeRequest) -> Measurement:
+        (recipe,) = request.recipes
+        asked.append((recipe.base_precision, recipe.network.rank))
+        fits = asked[-1] == ("nf4", 8)
+        return Measurement(1.0, 100 if fits else 101)
+
+    asked_for = request(base, batch_size=1)
+    change = change_that_fits(asked_for, 100, measure, ("int8", "nf4"))
+    assert change is not None and change.text == (
+        "gradient_checkpointing: true in settings.yaml; base_precision: nf4 in the recipe; "
+        "network.rank: 8 at most"
+    )
+    assert asked == [("auto", 16), ("int8", 16), ("nf4", 16), ("nf4", 8)]
+    asked.clear()
+    # Whoever asks for a form has it already.
+    change_that_fits(request(base, batch_size=1, base_precision="int8"), 100, measure, ("nf4",))
+    assert {form for form, _ in asked} == {"int8"}
+
+
+def test_quantised_forms_are_for_an_accelerator_that_holds_the_whole_base():
+    on_gpu = Settings(use_gpu=True)
+    assert quantised_forms(on_gpu) == ("int8", "nf4")
+    assert quantised_forms(on_gpu.model_copy(update={"use_gpu": False})) == ()
+    assert quantised_forms(on_gpu.model_copy(update={"strategy": "fsdp"})) == ()
+
+
+def test_a_quantised_base_cannot_be_shared_out(tmp_path: Path):
+    home = Home(tmp_path, Settings(strategy="fsdp", use_gpu=False))
+    dataset = DatasetVersion("v1-0", Path(), "aya", "ayachar", "person", (), (), "0" * 64)
+    config = SweepConfig.model_validate({"search": {"base_precision": ["auto", "nf4"]}})
+    with pytest.raises(UserError, match=r"base_precision[\s\S]*nf4[\s\S]*strategy: fsdp"):
+        plan_config(home, dataset, config, "test")
+
+
 def test_a_measurement_is_for_one_composition_on_one_base(tmp_path: Path, base: BaseFacts):
     home = Home(tmp_path, Settings(cpus_per_worker=1, use_gpu=False))
     dataset = DatasetVersion("v1-0", Path(), "aya", "ayachar", "person", (), (), "0" * 64)
@@ -137,6 +175,7 @@ def test_a_measurement_is_for_one_composition_on_one_base(tmp_path: Path, base: 
             {"resolution": 32},
             {"precision": "bf16"},
             {"aspect_buckets": True, "bucket_step_px": 8},
+            {"base_precision": "nf4"},
         )
     ]
     others.append(packs(plain, base=BaseFacts(base.source, "other", base.family)))

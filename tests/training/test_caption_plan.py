@@ -38,3 +38,5 @@ def test_kept_tags_matter_only_with_several_orders() -> None:
     assert CaptionPlan.of(Recipe(kept_tags=5)) == CaptionPlan.of(Recipe()) == CaptionPlan()
     assert Recipe(kept_tags=5).canonical() == Recipe().canonical()
     assert CaptionPlan.of(Recipe(tag_orders=3, prior_weight=1.0)) == CaptionPlan(3, 2, True)
+    preserving = Recipe(prior_weight=1.0, class_pictures="people")
+    assert CaptionPlan.of(preserving) == CaptionPlan()

@@ -29,6 +29,11 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate({**data, **changes})
 
 
+def with_class_pictures(batch_size: int) -> Recipe:
+    named = {"class_pictures": "c0123456789ab", "prior_weight": 1.0}
+    return recipe(batch_size=batch_size, steps=2, **named)
+
+
 def train(
     base: Base, trial: Trial, rank: int = 0, world: int = 1, until: int | None = None, **more: Any
 ) -> None:
@@ -59,6 +64,8 @@ def begin(rank: int, port: int, base_path: Path, cache: LatentCache, folder: Pat
     train(base, Trial(folder / "broken", recipe(), cache), rank, 2, until=3)
     uneven = recipe(batch_size=1, steps=3)
     train(base, Trial(folder / "uneven", uneven, cache), rank, 2, batch_workers=3)
+    preserving = Trial(folder / "preserving", with_class_pictures(1), cache, cache)
+    train(base, preserving, rank, 2)
     dist.destroy_process_group()
 
 
@@ -85,6 +92,8 @@ def test_begun_by_two_workers_and_ended_by_one(
         process.start()
     train(tiny_base, Trial(tmp_path / "unbroken", recipe(batch_size=4), tiny_cache))
     train(tiny_base, Trial(tmp_path / "three", recipe(batch_size=3, steps=3), tiny_cache))
+    alone = Trial(tmp_path / "one", with_class_pictures(2), tiny_cache, tiny_cache)
+    train(tiny_base, alone)
     for process in processes:
         process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0]
@@ -96,6 +105,7 @@ def test_begun_by_two_workers_and_ended_by_one(
     assert_equal(broken.trial_dir, tmp_path / "unbroken")
     # Three micro-batches a step for two workers: one of them has none in the second round.
     assert_equal(tmp_path / "uneven", tmp_path / "three")
+    assert_equal(tmp_path / "preserving", tmp_path / "one")
 
 
 def test_trials_with_other_steps_share_no_pack(

@@ -13,18 +13,28 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from peft import LoraConfig
+from pydantic import ValidationError
 from test_loop import run_with_interruptions
 from test_pack import assert_same_training, fail, rows, trials
 from tiny_families import build
 
 from captioning import DatasetVersion
-from training.adapters import adapted_layers, detach, initial_adapter, load_adapter, target_layers
-from training.batches import draw_batch
+from training.adapters import (
+    adapted_layers,
+    cut_at,
+    detach,
+    initial_adapter,
+    load_adapter,
+    target_layers,
+)
+from training.batches import CLASS_STREAM, Batch, draw_batch
+from training.captions import CaptionPlan
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.families import Base, load_base
-from training.latents import LatentCache, encode_dataset
+from training.latents import LatentCache, encode_dataset, encode_samples
 from training.loop import train, train_pack
 from training.losses import pack_losses
+from training.nested import cut_adapter, cut_network
 from training.pack.pack import seat
 from training.pack.slot import Trial
 from training.recipe import Recipe
@@ -316,38 +326,66 @@ def random_adapter(base: Base, recipe: Recipe, size: float = 0.2) -> dict[str, t
     return state
 
 
-@pytest.mark.parametrize("family", ["sdxl"], indirect=True)
-def test_the_prior_s_teacher_hears_the_bare_encoders(
-    base: Base, tiny_dataset: DatasetVersion, tmp_path: Path
-) -> None:
-    from training.captions import CaptionPlan
-
-    recipe = small(prior_weight=0.5, tag_orders=3)
-    cache = encode_dataset(
-        tiny_dataset, base, 64, False, tmp_path / "latents", captions=CaptionPlan.of(recipe)
-    )
-    batch = draw_batch(recipe, cache, 0, range(3), 3, base.objective)
+def asked_for(base: Base, batch: Batch, captions: tuple[str, ...]) -> torch.Tensor:
+    """What the base answers to the batch's noisy latents and these captions."""
     noisy = base.objective.noisy(
         base.to_latents(batch.posterior_samples), batch.noise, batch.timesteps
     )
+    told = {**batch.conditions, **base.encode_prompts(list(captions))}
+    return base.predict(noisy, batch.timesteps, told)
 
-    def answer(captions: tuple[str, ...]) -> torch.Tensor:
-        told = {**batch.conditions, **base.encode_prompts(list(captions))}
-        return base.predict(noisy, batch.timesteps, told)
 
-    teacher = answer(batch.prior_captions)
+def mean_square(errors: torch.Tensor) -> torch.Tensor:
+    return errors.square().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("family", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("with_pictures", [False, True])
+def test_priors_hear_the_trained_encoders_and_their_teacher_the_bare_ones(
+    base: Base, tiny_dataset: DatasetVersion, with_pictures: bool, tmp_path: Path
+) -> None:
+    recipe = small(
+        prior_weight=0.5, tag_orders=3, class_pictures="others" if with_pictures else None
+    )
+    cache = encode_dataset(tiny_dataset, base, 64, False, tmp_path, captions=CaptionPlan.of(recipe))
+    others = encode_samples(tiny_dataset.holdout, base, 64, False, tmp_path)
+    batch = draw_batch(recipe, cache, 0, range(3), 3, base.objective)
+    of_class = draw_batch(recipe, others, 0, range(3), 3, base.objective, CLASS_STREAM)
+    teacher = asked_for(base, batch, batch.prior_captions) if batch.prior_captions else None
+    assert with_pictures == (teacher is None)
     assert all("zkw" not in caption for caption in batch.prior_captions)
     state = random_adapter(base, recipe)
     load_adapter(base, state, recipe.network)
-    own, prior = answer(batch.captions), answer(batch.prior_captions)
+    if teacher is None:
+        kept = asked_for(base, of_class, of_class.captions) - of_class.noise
+    else:
+        kept = asked_for(base, batch, batch.prior_captions) - teacher
+    own = asked_for(base, batch, batch.captions) - batch.noise
     detach(base)
-    wanted = (own - batch.noise).square().mean(dim=(1, 2, 3))
-    wanted = wanted + 0.5 * (prior - teacher).square().mean(dim=(1, 2, 3))
-    trial = Trial(tmp_path, recipe, cache)
+    trial = Trial(tmp_path, recipe, cache, others if with_pictures else None)
     pack = seat(base, [(trial, Contents(0, recipe, state, {}))], scaled=False)
-    found = pack_losses(base, pack.bank, pack.slots, [batch])[0]
+    class_batches = [of_class] if with_pictures else []
+    found = pack_losses(base, pack.bank, pack.slots, [batch], class_batches)[0]
     pack.without(pack.slots)
+    torch.testing.assert_close(found, mean_square(own) + 0.5 * mean_square(kept))
+
+
+@pytest.mark.parametrize("family", ["sd15"], indirect=True)
+def test_a_cut_of_nested_ranks_cuts_the_encoders_too(base: Base) -> None:
+    network = {"nested_ranks": [2, 4], "text_encoder": {"alpha": 3.0}}
+    recipe = small(network)
+    state, prompts = random_adapter(base, recipe), ["zkw, person"]
+    load_adapter(base, state, recipe.network)
+    whole = base.encode_prompts(prompts)["text"]
+    with cut_at(base, 2):
+        wanted = base.encode_prompts(prompts)["text"]
+    load_adapter(base, cut_adapter(state, 2), cut_network(recipe.network, 2))
+    found = base.encode_prompts(prompts)["text"]
+    detach(base)
     torch.testing.assert_close(found, wanted)
+    assert (whole - wanted).abs().max() > 0.01
+    with pytest.raises(ValidationError, match=r"text_encoder.rank gives"):
+        small({**network, "text_encoder": {"rank": 3}})
 
 
 def test_layers_that_no_output_rests_on_are_left_out(base: Base) -> None:

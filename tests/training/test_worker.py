@@ -13,11 +13,12 @@ import torch
 
 from captioning import DatasetVersion
 from training.checkpoints import list_checkpoints, load_checkpoint
-from training.families import Base, load_base
+from training.families import Base
 from training.group import Group, Ledger
 from training.loop import Event
 from training.pack.layer import BankLinear
 from training.prompts import ScoringConfig
+from training.quantised import load_quantised
 from training.recipe import Recipe
 from training.scores import Score
 from training.worker import FAILED_FILE, SETUP, SetupError, SweepJob, TrialSpec, Worker
@@ -178,7 +179,7 @@ def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_scor
     alive: dict[str, list[list[str]]] = {"step": [], "score": []}
 
     def load(*arguments: Any) -> Base:
-        base = load_base(*arguments)
+        base = load_quantised(*arguments)
         kind = type(base)
         for name in ("vae", "text_encoders"):
             loader = getattr(kind, name).func
@@ -198,7 +199,7 @@ def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_scor
         if event["kind"] in alive:
             alive[event["kind"]].append([name for name, module in made if module() is not None])
 
-    monkeypatch.setattr(worker_module, "load_base", load)
+    monkeypatch.setattr(worker_module, "load_quantised", load)
     problem, _ = run(make_job(recipe(), scored=True), on_event=look)
     assert problem is None
     assert alive["step"] == [[]] * 4
@@ -271,15 +272,15 @@ def watch_predictions(
     """Give every output of the worker's UNet, with its latents, to `change`."""
     import training.worker as worker_module
 
-    load_base = worker_module.load_base
+    load_quantised = worker_module.load_quantised
 
     def load(*arguments: Any) -> Base:
-        base = load_base(*arguments)
+        base = load_quantised(*arguments)
         predict = base.predict
         monkeypatch.setattr(base, "predict", lambda *a: change(a[0], predict(*a)))
         return base
 
-    monkeypatch.setattr(worker_module, "load_base", load)
+    monkeypatch.setattr(worker_module, "load_quantised", load)
 
 
 def test_a_pack_that_does_not_fit_is_trained_in_halves(

@@ -85,6 +85,8 @@ def header_facts(
         facts["lorafarm.text_encoder_rank"] = str(network.of_encoders().rank)
     if network.method == "dora":
         facts["lorafarm.dora_axis"] = network.dora_axis
+    if network.nested_ranks is not None:
+        facts["lorafarm.nested_ranks"] = ",".join(map(str, network.nested_ranks))
     if recipe.aspect_buckets:
         facts["ss_enable_bucket"] = "True"
     if dataset is not None:

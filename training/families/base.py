@@ -77,6 +77,8 @@ class Base(ABC):
         self.folder = folder
         self.device = device
         self.dtype = dtype
+        # In what form the denoiser's linear layers are; see `training.quantised`.
+        self.held_as = "auto"
         # Of the file, so that the VAE itself may be released.
         self.vae_config = read_json(folder / "vae" / "config.json")
         self.latent_channels = int(self.vae_config.get("latent_channels", 4))

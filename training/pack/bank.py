@@ -35,6 +35,7 @@ from training.pack.parts import (
     network_of,
     parts_of,
     unpadded,
+    weight_shape,
 )
 from training.pack.pissa import FirstFactors, stacked, unstacked
 from training.recipe import Network
@@ -70,7 +71,7 @@ class _Group:
     @property
     def cells(self) -> int:
         """The cells of the layers' kernel; 1 for linear layers."""
-        return math.prod(self.layers[0].weight.shape[2:])
+        return math.prod(weight_shape(self.layers[0])[2:])
 
 
 class AdapterBank:
@@ -114,15 +115,16 @@ class AdapterBank:
         self._norms: dict[int, dict[str, Tensor]] = {}  # by group and magnitude, (L, K, dim)
         self._tensors: dict[tuple[torch.dtype, Slots, bool], dict[int, LayerTensors]] = {}
         self._slots: Slots = None  # that act; None: all
+        self._cuts: dict[int, int] = {}  # slot -> the rank that it acts with, where not its own
         # By slots that are no run: what the layers add up for them, by group and part.
         self._gathered: dict[Slots, list[dict[str, Tensor]]] = {}
         self.is_off = False
 
     def _make_groups(self, layers: Mapping[str, Layer], parts: Sequence[str]) -> list[_Group]:
-        alike: dict[tuple[bool, torch.Size], list[int]] = {}
+        alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
         names, modules = list(layers), list(layers.values())
         for index, (name, layer) in enumerate(layers.items()):
-            alike.setdefault((is_of_encoder(name), layer.weight.shape), []).append(index)
+            alike.setdefault((is_of_encoder(name), weight_shape(layer)), []).append(index)
         groups, start = [], 0
         for (of_encoder, shape), indices in alike.items():
             own = tuple(modules[index] for index in indices)
@@ -230,6 +232,35 @@ class AdapterBank:
         finally:
             self._slots = before
 
+    @property
+    def acting_slots(self) -> tuple[int, ...]:
+        """The slots that the batch's rows go to now."""
+        return tuple(range(len(self.networks))) if self._slots is None else self._slots
+
+    def cut(self, slot: int, rank: int | None) -> None:
+        """From here on let the slot act, and be trained, with its first `rank` ranks alone.
+
+        None: with all. The scale stays that of the whole adapter, so that the update of a smaller
+        rank is a part of the sum that a larger one's is. Gradients of the other ranks are zero.
+        """
+        if self._cuts.get(slot) == rank:
+            return
+        if rank is None:
+            del self._cuts[slot]
+        else:
+            self._cuts[slot] = rank
+        self.changed()
+
+    @contextmanager
+    def at_rank(self, slot: int, rank: int | None) -> Iterator[None]:
+        """Within the block the slot is cut at `rank`, or whole when that is None."""
+        before = self._cuts.get(slot)
+        self.cut(slot, rank)
+        try:
+            yield
+        finally:
+            self.cut(slot, before)
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Within the block the base answers as without adapters."""
@@ -299,9 +330,19 @@ class AdapterBank:
     def _block(self, group: _Group, part: str) -> Tensor:
         """A part of all layers as they need it, contiguous, scale folded in.  # (L, K, ...)"""
         if self._acting is None:
-            self._acting = self.weights if self._first is None else self._first.acting(self.weights)
+            rows = self.weights if self._first is None else self._first.acting(self.weights)
+            self._acting = self._cut_rows(rows) if self._cuts else rows
         block = group.view(self._acting, part).transpose(0, 1)
         return block * group.scales if part == UP else block.contiguous()
+
+    def _cut_rows(self, rows: Tensor) -> Tensor:
+        """The rows with zeros in the ranks that slots do not act with.  # (K, P)"""
+        rows = rows.clone()
+        for group in self._groups:
+            for slot, rank in self._cuts.items():
+                group.view(rows, DOWN)[slot, :, rank:] = 0  # (L, R, in)
+                group.view(rows, UP)[slot, :, :, rank:] = 0  # (L, out, R)
+        return rows
 
     def _group_norms(self, group: _Group) -> dict[str, Tensor]:
         """The norms that a group's magnitudes are divided by, infinite where a slot has none."""
@@ -311,7 +352,7 @@ class AdapterBank:
             down = self._block(group, DOWN)[:, slots].contiguous()
             up = self._block(group, UP)[:, slots]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
-            # One at a time, since a shared base's are copies.
+            # One at a time, since those of a shared or quantised base are copies.
             weights = (whole(layer.weight).flatten(1) for layer in group.layers)
             found = torch.full_like(group.grads[magnitude], torch.inf)  # (L, K, dim)
             found[:, slots] = compute(weights, squares, down, up)
@@ -373,7 +414,7 @@ def _unbound(gains: Tensor | None, group: _Group) -> Sequence[Tensor | None]:
 
 def _squares(layer: Layer, magnitude: str) -> Tensor:
     """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
-    return whole(layer.weight.detach()).float().square().sum(axes_under(magnitude, layer))
+    return whole(layer.weight).float().square().sum(axes_under(magnitude, layer))
 
 
 def install(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from training.pack.parts import Layer
+from training.quantised import computed, is_quantised, product
 
 if TYPE_CHECKING:
     from training.pack.bank import AdapterBank
@@ -90,7 +90,7 @@ class _PackedLinear(torch.autograd.Function):
             scaled = (inputs * layer.input_gain).to(x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
         early_bias = bias if layer.output_gain is None else None
-        direction = F.linear(scaled, weight.to(x.dtype), early_bias)  # (K, n, out)
+        direction = product(scaled, weight, early_bias)  # (K, n, out)
         hidden = torch.bmm(scaled, layer.down.mT)  # (K, n, R)
         direction.baddbmm_(hidden, layer.up.mT)
         output = direction
@@ -98,8 +98,10 @@ class _PackedLinear(torch.autograd.Function):
             output = direction * layer.output_gain
             output = (output if bias is None else output + bias).to(x.dtype)
         ctx.layer, ctx.shape = layer, x.shape
+        # Not as a saved tensor, which may come back without its scales.
+        ctx.quantised = weight if is_quantised(weight) else None
         ctx.save_for_backward(
-            weight,
+            weight if ctx.quantised is None else None,
             scaled,
             hidden,
             inputs if layer.input_gain is not None else None,
@@ -121,7 +123,8 @@ class _PackedLinear(torch.autograd.Function):
         _add_product(layer.down_grad, hidden_grad.mT, scaled)
         if not ctx.needs_input_grad[0] and layer.input_gain is None:
             return None, None, None, None, None
-        x_grad = torch.matmul(grad, weight.to(grad.dtype))  # (K, n, in)
+        weight = weight if ctx.quantised is None else ctx.quantised
+        x_grad = torch.matmul(grad, computed(weight, grad.dtype))  # (K, n, in)
         x_grad.baddbmm_(hidden_grad, layer.down)
         if layer.input_gain is not None and layer.input_gain_grad is not None:
             layer.input_gain_grad.add_((x_grad * inputs).sum(1, keepdim=True))

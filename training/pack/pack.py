@@ -27,9 +27,11 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
         recipe.resolution,
         BucketLimits.of(recipe),
         recipe.precision,
+        recipe.base_precision,
         recipe.batch_size,
         recipe.accumulation,
         recipe.prior_weight > 0,
+        recipe.class_pictures is not None,
     )
 
 

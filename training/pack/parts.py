@@ -8,6 +8,7 @@ the update of a convolution is B·A as that of a linear layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ def parts_of(network: Network) -> tuple[str, ...]:
     return (DOWN, UP, *magnitude)
 
 
+def weight_shape(layer: Layer) -> tuple[int, ...]:
+    """Of the layer's weight as it computes with it; a quantised one is stored in another shape."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return tuple(layer.weight.shape)
+
+
 def has_kernel(shape: Sequence[int]) -> bool:
     """Whether a weight (or DOWN) of this shape is of a convolution over more than one cell."""
     return any(side > 1 for side in shape[2:])
@@ -54,7 +62,7 @@ def network_of(network: Network, name: str, shape: Sequence[int]) -> Network:
 
 def part_shape(part: str, rank: int, layer: Layer) -> tuple[int, ...]:
     """The shape of a part of an update of `rank` on `layer`, as PEFT stores it."""
-    outputs, inputs, *kernel = layer.weight.shape
+    outputs, inputs, *kernel = weight_shape(layer)
     ones = [1] * len(kernel)
     if part in (DOWN, UP):
         return (rank, inputs, *kernel) if part == DOWN else (outputs, rank, *ones)
@@ -64,8 +72,8 @@ def part_shape(part: str, rank: int, layer: Layer) -> tuple[int, ...]:
 
 def flat_shape(part: str, rank: int, layer: Layer) -> tuple[int, ...]:
     """The same with a kernel as further columns.  # (r, in·k·k), (out, r), (out,) or (in,)"""
-    outputs, inputs, *_ = layer.weight.shape
-    columns = layer.weight[0].numel()
+    outputs, inputs, *kernel = weight_shape(layer)
+    columns = inputs * math.prod(kernel)
     return {
         DOWN: (rank, columns),
         UP: (outputs, rank),
@@ -85,7 +93,9 @@ def unpadded(tensor: Tensor, part: str, rank: int, layer: Layer) -> Tensor:
 
 def axes_under(magnitude: str, layer: Layer) -> list[int]:
     """The axes of the layer's weight that a norm of `magnitude` is taken over."""
-    return [axis for axis in range(layer.weight.ndim) if axis != (magnitude == INPUT_MAGNITUDE)]
+    return [
+        axis for axis in range(len(weight_shape(layer))) if axis != (magnitude == INPUT_MAGNITUDE)
+    ]
 
 
 def refuse_unknown_kernels(name: str, layer: Layer) -> None:

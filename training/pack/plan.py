@@ -34,7 +34,7 @@ def plan_packs(recipes: Sequence[Recipe], max_slots: int = MAX_SLOTS) -> list[li
         alike.setdefault(shared_by_a_pack(recipe), []).append(index)
     packs = []
     for indices in alike.values():
-        fitting = MAX_SAMPLES // recipes[indices[0]].batch_size
+        fitting = MAX_SAMPLES // recipes[indices[0]].samples_per_pass
         count = math.ceil(len(indices) / max(1, min(max_slots, fitting)))
         packs += _spread(indices, count)
     return packs

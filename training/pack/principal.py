@@ -6,6 +6,7 @@ what is known of a layer is kept for the other trials on the same base, as long 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor
 
 from captioning import UserError
-from training.pack.parts import DOWN, UP, Layer, has_kernel, is_of_encoder, part_shape
+from training.pack.parts import (
+    DOWN,
+    UP,
+    Layer,
+    has_kernel,
+    is_of_encoder,
+    part_shape,
+    weight_shape,
+)
 from training.recipe import Network
 from training.sharding import whole
 
@@ -41,9 +50,10 @@ def principal_factors(name: str, layer: Layer, network: Network) -> tuple[Tensor
     and alpha of such layers. Raises UserError if the layer `name` has fewer than r values.
     # (2r, in), (out, 2r); of kernels as in files
     """
-    most = min(layer.weight.flatten(1).shape)
+    outputs, *columns = weight_shape(layer)
+    most = min(outputs, math.prod(columns))
     if network.rank > most:
-        of_kernel = has_kernel(layer.weight.shape) and network.conv_rank is not None
+        of_kernel = has_kernel(weight_shape(layer)) and network.conv_rank is not None
         field = "text_encoder.rank" if is_of_encoder(name) else "conv_rank" if of_kernel else "rank"
         raise UserError(
             f"recipe: network.{field}",
@@ -66,7 +76,7 @@ def _decompose(layer: Layer, rank: int) -> _Principal:
     version = layer.weight._version
     if known is not None and known.version == version and len(known.values) >= rank:
         return known
-    weight = whole(layer.weight.detach()).flatten(1).float().cpu()
+    weight = whole(layer.weight).flatten(1).float().cpu()
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     left, right = left[:, :rank], right[:rank]
     # A pair of singular vectors has no sign of its own, and libraries differ in it: the largest

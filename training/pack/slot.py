@@ -34,6 +34,13 @@ class Trial:
     trial_dir: Path
     recipe: Recipe
     cache: LatentCache
+    class_cache: LatentCache | None = None  # of the recipe's class pictures, if it names any
+
+    def __post_init__(self) -> None:
+        if (self.class_cache is None) != (self.recipe.class_pictures is None):
+            raise ValueError(
+                f"trial {self.id}: class pictures must be named and encoded, or neither"
+            )
 
     @property
     def id(self) -> str:
@@ -81,17 +88,20 @@ class Slot:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within the block every sample sees this slot's adapter as its checkpoint has it."""
+        """Within the block every sample sees this slot's adapter as its checkpoint has it.
+
+        Whole, at whatever nested rank the last step was.
+        """
         shown, row = self._shown(), self._bank.weights[self.index]
         if shown is None:
-            with self._bank.only([self.index]):
+            with self._bank.only([self.index]), self._bank.at_rank(self.index, None):
                 yield
             return
         trained = row.clone()
         row.copy_(shown)
         self._bank.changed()
         try:
-            with self._bank.only([self.index]):
+            with self._bank.only([self.index]), self._bank.at_rank(self.index, None):
                 yield
         finally:
             row.copy_(trained)
