@@ -46,7 +46,7 @@ def pack_table(estimates: Sequence[PackEstimate], pictures: int, workers: int) -
 def titles(trials: Sequence[PlannedTrial]) -> str:
     """`2 × lora r4, dora r4`: what the trials of a pack are."""
     networks = [planned.recipe.network for planned in trials]
-    counts = Counter(f"{network.method} r{network.rank}" for network in networks)
+    counts = Counter(network.title for network in networks)
     return ", ".join(
         title if count == 1 else f"{count} × {title}" for title, count in counts.items()
     )

@@ -159,6 +159,7 @@ def _slot_facts(recipe: Recipe) -> list[Any]:
         recipe.prior_weight > 0,
         recipe.ema_decay is not None,
         *([network.of_kernels().stored_rank] if network.conv_rank is not None else []),
+        *(["text", network.of_encoders().stored_rank] if network.text_encoder is not None else []),
         *(["nested ranks"] if network.nested_ranks is not None else []),
         *(["class pictures"] if recipe.class_pictures is not None else []),
     ]
@@ -212,10 +213,15 @@ def _changes(
         said = [*said_before, f"base_precision: {form} in the recipe"]
         yield "; ".join(said), request
     networks = [recipe.network for recipe in request.recipes]
-    of_kernels = any(network.conv_rank is not None for network in networks)
-    for rank in _halves(max(each.rank for own in networks for each in (own, own.of_kernels()))):
+    fields = ["rank"]
+    if any(network.conv_rank is not None for network in networks):
+        fields.append("conv_rank")
+    if any(network.text_encoder and network.text_encoder.rank for network in networks):
+        fields.append("text_encoder.rank")
+    kinds = [each for own in networks for each in (own, own.of_kernels(), own.of_encoders())]
+    for rank in _halves(max(each.rank for each in kinds)):
         recipes = tuple(_with_rank(recipe, rank) for recipe in request.recipes)
-        said_of_rank = f"network.rank{' and conv_rank' if of_kernels else ''}: {rank} at most"
+        said_of_rank = f"network.{' and '.join(fields)}: {rank} at most"
         yield "; ".join([*said, said_of_rank]), replace(request, recipes=recipes)
 
 
@@ -228,7 +234,12 @@ def _halves(number: int) -> Iterator[int]:
 def _with_rank(recipe: Recipe, most: int) -> Recipe:
     network = recipe.network
     ranks = {"rank": network.rank, "conv_rank": network.conv_rank}
-    less = {field: min(rank, most) for field, rank in ranks.items() if rank is not None}
+    less: dict[str, Any] = {
+        field: min(rank, most) for field, rank in ranks.items() if rank is not None
+    }
+    own = network.text_encoder
+    if own is not None and own.rank is not None:
+        less["text_encoder"] = own.model_copy(update={"rank": min(own.rank, most)})
     return recipe.model_copy(update={"network": network.model_copy(update=less)})
 
 

@@ -62,8 +62,7 @@ class Watcher:
 
     def _tell(self, kind: str, event: dict[str, Any], planned: PlannedTrial) -> None:
         network = planned.recipe.network
-        nested = " of nested ranks" if network.nested_ranks else ""
-        title = f"{network.method} r{network.rank}{nested}"
+        title = f"{network.title}{' of nested ranks' if network.nested_ranks else ''}"
         if kind == "step":
             speed = f"{event['pack_images_per_s']:.3g} images/s"
             self._step.note(f"{title} loss {event['loss']:.3f}, {speed}")
@@ -82,7 +81,10 @@ def pack_line(event: dict[str, Any]) -> str:
     """What a `pack` event says: how much memory each trial of the pack adds to the base."""
     sizes = sorted(count / MB for count in event["slot_bytes"])
     each = f"{sizes[0]:.1f}" if sizes[0] == sizes[-1] else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
-    return f"pack of {len(sizes)}: {each} MB each on a base of {event['base_bytes'] / MB:.0f} MB"
+    base = f"a base of {event['base_bytes'] / MB:.0f} MB"
+    if event["text_encoder_bytes"]:
+        base += f" and text encoders of {event['text_encoder_bytes'] / MB:.0f} MB"
+    return f"pack of {len(sizes)}: {each} MB each on {base}"
 
 
 def buckets_line(event: dict[str, Any]) -> str:

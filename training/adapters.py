@@ -1,4 +1,4 @@
-"""Adapters on a base's denoiser: made, put on, read out under PEFT's names, taken off.
+"""Adapters on a base: made, put on, read out under PEFT's names, taken off.
 
 A `Base` and networks in, an `AdapterBank` on it out. The base's own weights are never
 touched: after `detach` it holds the very modules and bytes it had before.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning import UserError
+from training.encoders import encoder_layers, install_on_encoders, uninstall_from_encoders
 from training.families import Base
 from training.pack.bank import AdapterBank, install, uninstall
 from training.pack.layer import BankLayer
@@ -24,6 +25,7 @@ from training.pack.parts import (
     Parts,
     axes_under,
     has_kernel,
+    is_of_encoder,
     network_of,
     part_shape,
     parts_of,
@@ -85,6 +87,14 @@ def _some_linear(base: Base) -> str:
     return next((name for name in names if name.endswith("to_q")), names[0])
 
 
+def adapted_layers(base: Base, network: Network) -> dict[str, Layer]:
+    """All layers that get an update, as a bank calls them: the denoiser's, then the encoders'.
+
+    Raises UserError like `target_layers`.
+    """
+    return target_layers(base, network) | encoder_layers(base, network)
+
+
 def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor]:
     """The adapter before its first step, as `adapter_state` gives it: it changes no output yet.
 
@@ -102,8 +112,8 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
         return nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
 
     parts: Parts = {}
-    for name, layer in target_layers(base, network).items():
-        own = network_of(network, weight_shape(layer))
+    for name, layer in adapted_layers(base, network).items():
+        own = network_of(network, name, weight_shape(layer))
         down_shape = part_shape(DOWN, own.rank, layer)
         up_shape = part_shape(UP, own.rank, layer)
         # PEFT makes two layers, which draw weights of their own, before it draws A.
@@ -122,18 +132,21 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
 def attach_pack(
     base: Base, adapters: Sequence[tuple[Network, Mapping[str, Tensor]]]
 ) -> AdapterBank:
-    """Put adapters with these networks and states (as `adapter_state` gives them) on the denoiser.
+    """Put adapters with these networks and states (as `adapter_state` gives them) on the base.
 
-    The networks may differ in all but `targets`. Raises RuntimeError if a bank is already on,
-    ValueError for networks with unequal targets, and UserError if a state's names or shapes are
-    not those of its network on this base; the base is then left without adapters.
+    The networks may differ in all but `targets` and whether they have a `text_encoder`. Raises
+    RuntimeError if a bank is already on, ValueError for networks that differ there, and UserError
+    if a state's names or shapes are not those of its network on this base; the base is then left
+    without adapters.
     """
     if is_attached(base):
         raise RuntimeError("an adapter is already on this base; detach it first")
-    if len({network.targets for network, _ in adapters}) != 1:
-        raise ValueError("the adapters of a pack must have the same targets")
+    if len({(network.targets, network.text_encoder is None) for network, _ in adapters}) != 1:
+        raise ValueError(
+            "the adapters of a pack must have the same targets, text encoders included"
+        )
     base.denoiser.requires_grad_(False)
-    layers = target_layers(base, adapters[0][0])
+    layers = adapted_layers(base, adapters[0][0])
     for network, state in adapters:
         _check(base, layers, network, state)
     networks = [network for network, _ in adapters]
@@ -141,12 +154,14 @@ def attach_pack(
     for slot, (_, state) in enumerate(adapters):
         own = bank.split(slot, bank.weights[slot])
         bank.load(slot, {key: state[state_name(base.denoiser_name, *key)] for key in own})
-    install(base.denoiser, layers, bank)
+    of_denoiser = {name: layer for name, layer in layers.items() if not is_of_encoder(name)}
+    install(base.denoiser, of_denoiser, bank)
+    install_on_encoders(base, layers, bank)
     return bank
 
 
 def attach(base: Base, network: Network, seed: int) -> AdapterBank:
-    """Put one new adapter on `base.denoiser`; see `initial_adapter` and `attach_pack`."""
+    """Put one new adapter on `base`; see `initial_adapter` and `attach_pack`."""
     return attach_pack(base, [(network, initial_adapter(base, network, seed))])
 
 
@@ -162,7 +177,7 @@ def _check(
     """Raise UserError for the first tensor that is missing, foreign, or of another shape."""
     expected = {
         state_name(base.denoiser_name, name, part): part_shape(
-            part, network_of(network, weight_shape(layer)).stored_rank, layer
+            part, network_of(network, name, weight_shape(layer)).stored_rank, layer
         )
         for name, layer in layers.items()
         for part in parts_of(network)
@@ -210,7 +225,7 @@ def is_attached(base: Base) -> bool:
 
 
 def adapter_state(bank: AdapterBank, slot: int = 0, row: Tensor | None = None) -> dict[str, Tensor]:
-    """A copy of a slot's weights under PEFT's names with the component's prefix, fp32, on CPU.
+    """A copy of a slot's weights under PEFT's names with their component's prefix, fp32, on CPU.
 
     `row`: weights to read in place of the bank's own.  # (P,)
     """
@@ -223,17 +238,22 @@ def adapter_state(bank: AdapterBank, slot: int = 0, row: Tensor | None = None) -
     }
 
 
-def state_name(component: str, module: str, part: str) -> str:
-    """The name of a tensor in an adapter's state: PEFT's, where PEFT has the part."""
-    return f"{component}.{module}.{part}" + (".weight" if part in (DOWN, UP) else "")
+def state_name(denoiser: str, layer: str, part: str) -> str:
+    """The name of a tensor in an adapter's state: PEFT's, where PEFT has the part.
+
+    `denoiser` is the denoiser's name, which a bank's names of its layers lack.
+    """
+    name = layer if is_of_encoder(layer) else f"{denoiser}.{layer}"
+    return f"{name}.{part}" + (".weight" if part in (DOWN, UP) else "")
 
 
 def detach(base: Base) -> None:
-    """Take the adapters off, if there are any; the denoiser is then bit for bit what it was.
+    """Take the adapters off, if there are any; the base is then bit for bit what it was.
 
-    Also takes off what PEFT or diffusers' own loader put on.
+    Also takes off what PEFT or diffusers' own loader put on the denoiser.
     """
     uninstall(base.denoiser)
+    uninstall_from_encoders(base)
     if getattr(base.denoiser, "peft_config", None):
         base.denoiser.unload_lora()
     base.denoiser.requires_grad_(False)

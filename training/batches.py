@@ -35,6 +35,9 @@ class Batch:
     timesteps: Tensor  # (B,), as the objective draws them
     conditions: dict[str, Tensor]  # what the denoiser is told of text and picture, (B, ...) each
     prior_conditions: dict[str, Tensor]  # likewise without the trigger, if the cache has that
+    # The texts of these conditions, if the recipe trains the text encoders.
+    captions: tuple[str, ...]
+    prior_captions: tuple[str, ...]
     masks: Tensor  # (B, 1, h, w), how much of each latent cell's picture is opaque, 0..1
 
 
@@ -88,6 +91,8 @@ def draw_batch(
     bucket = cache.buckets[number]
     images, latents, noises, timesteps, conditions = [], [], [], [], []
     priors, masks = [], []
+    captions: list[str] = []
+    prior_captions: list[str] = []
     for place in places:
         position = earlier * step_samples + place
         row = _row_at(stream, recipe.seed, number, position, len(bucket.images))
@@ -110,8 +115,12 @@ def draw_batch(
         order = 0
         if cache.orders > 1:
             order = int(torch.randint(cache.orders, (), generator=generator))
-        conditions.append(cache.conditions(image, None if dropped else order))
+        said = None if dropped else order
+        conditions.append(cache.conditions(image, said))
         priors.append(cache.prior_conditions(image))
+        if recipe.network.text_encoder is not None:
+            captions.append("" if said is None else cache.captions[image][said])
+            prior_captions += cache.prior_captions[image : image + 1]
         masks.append(bucket.mask[row, view])
     return Batch(
         images=tuple(images),
@@ -120,6 +129,8 @@ def draw_batch(
         timesteps=torch.stack(timesteps),
         conditions=_stacked(conditions),
         prior_conditions=_stacked(priors),
+        captions=tuple(captions),
+        prior_captions=tuple(prior_captions),
         masks=torch.stack(masks),
     )
 

@@ -41,6 +41,15 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
                 f"is {getattr(fitted, field)}, but {family} cannot use it: it {reason}",
                 "leave it out",
             )
+    if fitted.network.text_encoder is not None and not kind.encoder_attention_modules:
+        able = (name for name, other in FAMILIES.items() if other.encoder_attention_modules)
+        raise UserError(
+            f"{source}: network.text_encoder",
+            f"is set, but {family} has its captions read by a large language model, alone or "
+            "beside CLIP, which adapters seldom change and which is not trained here; text "
+            f"encoders are trained for {' and '.join(able)}",
+            "leave it out",
+        )
     nested = fitted.network.nested_ranks
     if nested is not None and fitted.network.rank != nested[-1]:
         raise UserError(

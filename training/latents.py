@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,6 +57,9 @@ class LatentCache:
     empty_text: dict[str, Tensor]  # (...) each, of the empty caption
     prior_text: dict[str, Tensor]  # (N, ...) each, of the captions without the trigger, or empty
     picture: dict[str, Tensor]  # (N, ...) each, what the denoiser is told of the pictures
+    # What `text` (N times V) and `prior_text` are of, for text encoders that are trained.
+    captions: tuple[tuple[str, ...], ...] = ()
+    prior_captions: tuple[str, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -144,12 +147,19 @@ def encode_samples(
     if limits is not None:
         index["sizes"] = sizes  # with each picture's own size they decide its bucket
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
-    cached = _read(folder / key, key)
-    if cached is not None:
-        if progress:
-            progress(len(samples), len(samples))
-        return cached
-    return _encode(samples, base, sizes, flip, captions, trigger, index, folder / key, progress)
+    cache = _read(folder / key, key)
+    if cache is None:
+        cache = _encode(
+            samples, base, sizes, flip, captions, trigger, index, folder / key, progress
+        )
+    elif progress:
+        progress(len(samples), len(samples))
+    of_anybody = samples if captions.without_trigger else ()
+    return replace(
+        cache,
+        captions=tuple(tag_orders(s.caption, captions.orders, captions.kept) for s in samples),
+        prior_captions=tuple(without_trigger(s.caption, trigger) for s in of_anybody),
+    )
 
 
 def _encode(

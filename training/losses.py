@@ -51,7 +51,9 @@ def pack_losses(
     latents = base.to_latents(samples)  # (..., C, h, w)
     noisy = objective.noisy(latents, noise, timesteps)
     target = objective.target(latents, noise, timesteps)
-    prediction = base.predict(noisy, timesteps, _joined([b.conditions for b in rows], device))
+    conditions = _joined([batch.conditions for batch in rows], device)
+    captions = [caption for batch in rows for caption in batch.captions]
+    prediction = base.predict(noisy, timesteps, _said_by_adapters(base, conditions, captions))
     errors_of_class: Tensor | None = None
     if class_batches:
         prediction, class_prediction = _own_and_class(prediction, len(slots))
@@ -68,8 +70,21 @@ def pack_losses(
         return (errors * weights + priors * errors_of_class).view(len(slots), -1)
     if slots[0].recipe.prior_weight > 0:
         conditions = _joined([batch.prior_conditions for batch in batches], device)
-        errors = errors + priors * _prior_losses(base, bank, noisy, timesteps, conditions)
+        captions = [caption for batch in batches for caption in batch.prior_captions]
+        own = _said_by_adapters(base, conditions, captions)
+        errors = errors + priors * _prior_losses(base, bank, noisy, timesteps, conditions, own)
     return (errors * weights).view(len(slots), -1)
+
+
+def _said_by_adapters(
+    base: Base, conditions: Mapping[str, Tensor], captions: Sequence[str]
+) -> dict[str, Tensor]:
+    """`conditions` with what the text encoders make of the captions with their adapters on them.
+
+    As they are where the encoders have none: the bare encoders' words are in the cache.
+    """
+    said = base.encode_prompts(list(captions)) if base.text_is_adapted else {}
+    return {**conditions, **said}
 
 
 def _own_and_class(rows: Tensor, slots: int) -> tuple[Tensor, Tensor]:
@@ -87,15 +102,17 @@ def _prior_losses(
     noisy: Tensor,
     timesteps: Tensor,
     conditions: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
 ) -> Tensor:
     """How far the adapters moved what the base itself answers to the caption without the trigger.
 
     The prior preservation of DreamBooth (Ruiz et al. 2023, eq. 2) with the frozen base as teacher,
-    as OneTrainer's prior prediction: no class pictures have to be made.  # (K*B,)
+    as OneTrainer's prior prediction: no class pictures have to be made. `conditions` are the bare
+    base's of that caption, `own` those of the adapters.  # (K*B,)
     """
     with torch.no_grad(), bank.off():
         target = base.predict(noisy, timesteps, conditions)
-    prediction = base.predict(noisy, timesteps, conditions)
+    prediction = base.predict(noisy, timesteps, own)
     return (prediction - target).square().mean(dim=(1, 2, 3))
 
 

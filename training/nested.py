@@ -36,11 +36,15 @@ def cut_network(network: Network, rank: int) -> Network:
     if network.rank_stabilised:
         share = share**0.5
     alpha, conv_alpha = network.effective_alpha * share, network.conv_alpha
+    text = network.text_encoder
+    if text is not None and text.alpha is not None:
+        text = text.model_copy(update={"alpha": text.alpha * share})
     return network.model_copy(
         update={
             "rank": rank,
             "alpha": alpha,
             "conv_alpha": None if conv_alpha is None else conv_alpha * share,
+            "text_encoder": text,
         }
     )
 

@@ -33,13 +33,13 @@ class _Options(Strict):
     lr: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
 
     library: ClassVar[str]  # the class that takes the steps
-    no_lora_plus: ClassVar[str | None] = None  # why a learning rate of its own for B is refused
+    one_lr: ClassVar[str | None] = None  # why some weights cannot have a learning rate of their own
 
     @model_validator(mode="before")
     @classmethod
     def _lora_plus_fits(cls, data: Any) -> Any:
-        if cls.no_lora_plus is not None and isinstance(data, dict) and "lora_plus_ratio" in data:
-            raise ValueError(f"lora_plus_ratio cannot be set: {cls.no_lora_plus}")
+        if cls.one_lr is not None and isinstance(data, dict) and "lora_plus_ratio" in data:
+            raise ValueError(f"lora_plus_ratio cannot be set: {cls.one_lr}; use adamw for LoRA+")
         return data
 
 
@@ -125,9 +125,7 @@ class Prodigy(_Adam):
 
     type: Literal["prodigy"] = Field("prodigy", description="Prodigy.")
     library: ClassVar[str] = "prodigyopt.Prodigy"
-    no_lora_plus: ClassVar[str | None] = (
-        "prodigy finds one step size for all weights; use adamw for LoRA+"
-    )
+    one_lr: ClassVar[str | None] = "prodigy finds one step size for all weights"
     lr: float = Field(
         1.0, gt=0, le=10, description="Factor on the step size that it finds; leave it at 1."
     )
@@ -153,8 +151,8 @@ class ScheduleFree(_Adam):
 
     type: Literal["schedulefree"] = Field("schedulefree", description="Schedule-free AdamW.")
     library: ClassVar[str] = "schedulefree.AdamWScheduleFree"
-    no_lora_plus: ClassVar[str | None] = (
-        "schedulefree weighs the weights that it averages by one learning rate; use adamw for LoRA+"
+    one_lr: ClassVar[str | None] = (
+        "schedulefree weighs the weights that it averages by one learning rate"
     )
     lr: float = Field(3e-4, gt=0, le=1, description="Learning rate after the warm-up.")
     betas: Betas = Field(

@@ -169,6 +169,8 @@ def random_cache(base: Base, recipe: Recipe) -> LatentCache:
         empty_text=text,
         prior_text={name: tensor[None] for name, tensor in text.items()},
         picture={name: tensor[None] for name, tensor in of_picture.items()},
+        captions=(("",),),  # as long as any: text encoders are given so many tokens always
+        prior_captions=("",),
     )
 
 

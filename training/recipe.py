@@ -31,6 +31,7 @@ _ADDED_LATER = (
     ("network", "init", "default"),
     ("network", "conv_rank", None),
     ("network", "conv_alpha", None),
+    ("network", "text_encoder", None),
     ("network", "nested_ranks", None),
     ("optimizer", "lora_plus_ratio", 1.0),
     ("", "huber_c", None),
@@ -48,8 +49,34 @@ _ADDED_LATER = (
 )
 
 
+class TextEncoder(Strict):
+    """The adapter on the text encoders: that of the denoiser but for these."""
+
+    rank: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        strict=True,
+        description="The rank on the text encoders. None: network.rank, as in kohya's and "
+        "diffusers' trainers.",
+    )
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        description="The alpha there. None: network.alpha, and where that is not said either, the "
+        "rank there.",
+    )
+    lr: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Peak learning rate there, with the same schedule (kohya's text_encoder_lr). "
+        "None: that of the optimiser, as in kohya.",
+    )
+
+
 class Network(Strict):
-    """Which adapter is put on the denoiser (the UNet, or the transformer)."""
+    """Which adapter is put on the denoiser (the UNet, or the transformer), and on text encoders."""
 
     method: Literal["lora", "dora"] = Field(
         "lora",
@@ -99,6 +126,13 @@ class Network(Strict):
         gt=0,
         description="The alpha on these convolutions. None: alpha, and where that is not said "
         "either, conv_rank.",
+    )
+    text_encoder: TextEncoder | None = Field(
+        None,
+        description="{rank, alpha, lr}, or {} for their defaults: also train an adapter on the "
+        "text encoders (sd15, sdxl; diffusers' --train_text_encoder, and kohya's trainer without "
+        "--network_train_unet_only). On their q, k, v and output projections, and their "
+        "feed-forward layers where targets is a preset with those. None: they stay as they are.",
     )
 
     nested_ranks: tuple[int, ...] | None = Field(
@@ -153,6 +187,11 @@ class Network(Strict):
                 "nested_ranks cut all layers at one rank, and conv_rank gives convolutions one of "
                 "their own: leave it out"
             )
+        if self.text_encoder is not None and self.text_encoder.rank is not None:
+            raise ValueError(
+                "nested_ranks cut all layers at one rank, and text_encoder.rank gives text "
+                "encoders one of their own: leave it out"
+            )
         return self
 
     def of_kernels(self) -> Network:
@@ -160,6 +199,24 @@ class Network(Strict):
         rank = self.rank if self.conv_rank is None else self.conv_rank
         alpha = self.alpha if self.conv_alpha is None else self.conv_alpha
         return self.model_copy(update={"rank": rank, "alpha": alpha})
+
+    def of_encoders(self) -> Network:
+        """The same with the rank and alpha of the text encoders."""
+        own = self.text_encoder or TextEncoder()
+        rank = self.rank if own.rank is None else own.rank
+        alpha = self.alpha if own.alpha is None else own.alpha
+        return self.model_copy(update={"rank": rank, "alpha": alpha})
+
+    @property
+    def title(self) -> str:
+        """`lora r16`, or `lora r16 + text r8` with an adapter on the text encoders."""
+        text = "" if self.text_encoder is None else f" + text r{self.of_encoders().rank}"
+        return f"{self.method} r{self.rank}{text}"
+
+    @property
+    def has_feed_forward(self) -> bool:
+        """Whether `targets` is a preset with the feed-forward layers."""
+        return self.targets in ("attention+ff", CONV_PRESET)
 
     @property
     def target_pattern(self) -> re.Pattern[str] | None:
@@ -398,6 +455,19 @@ class Recipe(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _encoders_learn_at_a_rate_that_can_be_set(self) -> Recipe:
+        own, reason = self.network.text_encoder, self.optimizer.one_lr
+        if own is not None and own.lr is not None and reason is not None:
+            raise ValueError(f"network.text_encoder.lr cannot be set: {reason}; leave it out")
+        return self
+
+    @property
+    def encoder_lr(self) -> float:
+        """The peak learning rate of the text encoders' adapter."""
+        own = self.network.text_encoder
+        return self.optimizer.lr if own is None or own.lr is None else own.lr
+
     def canonical(self) -> str:
         """One line of sorted JSON; recipes that train the same way give the same text."""
         data = self.model_dump(mode="json")
@@ -413,6 +483,13 @@ class Recipe(Strict):
         rank, alpha = kernels.rank, kernels.effective_alpha
         data["network"]["conv_rank"] = None if rank == linear.rank else rank
         data["network"]["conv_alpha"] = None if alpha == linear.effective_alpha else alpha
+        if self.network.text_encoder is not None:
+            encoders = self.network.of_encoders()
+            data["network"]["text_encoder"] = {
+                "rank": encoders.rank,
+                "alpha": encoders.effective_alpha,
+                "lr": self.encoder_lr,
+            }
         # Left as they are these change nothing, and older trials keep their names.
         for part, key, usual in _ADDED_LATER:
             place = data[part] if part else data

@@ -20,7 +20,7 @@ from captioning import UserError
 from training.families import Base, Conditions
 
 # Text embeddings of a loaded base, by prompt: a sweep asks the same prompts at every checkpoint.
-# They go with the base. (The recipe trains no text encoder, so they stay true.)
+# They go with the base. What an adapter on the text encoders makes of them is not kept.
 _text_embeddings: WeakKeyDictionary[Base, dict[str, Conditions]] = WeakKeyDictionary()
 
 
@@ -54,12 +54,13 @@ def sample(
             f"use {max(1, round(size_px / multiple)) * multiple}",
         )
     pictures = []
+    known = {} if base.text_is_adapted else _text_embeddings.setdefault(base, {})
     with _ready(base):
         for start in range(0, len(prompts), batch):
             chunk = slice(start, start + batch)
             noise = initial_noise(base, seeds[chunk], size_px)
-            text = _embed(base, prompts[chunk])
-            empty = _embed(base, [negative])
+            text = _embed(base, prompts[chunk], known)
+            empty = _embed(base, [negative], known)
             of_picture = base.picture_conditions((size_px, size_px), (0, 0), (size_px, size_px))
             latents = _denoise(base, noise, text, empty, of_picture, steps, guidance)
             pictures.append(_to_uint8(base.decode(latents)))
@@ -112,9 +113,11 @@ def _denoise(
     return latents
 
 
-def _embed(base: Base, prompts: Sequence[str]) -> Conditions:
-    """Text embeddings, computed once per base and prompt.  # (N, ...) each"""
-    known = _text_embeddings.setdefault(base, {})
+def _embed(base: Base, prompts: Sequence[str], known: dict[str, Conditions]) -> Conditions:
+    """Text embeddings; those that are not `known` yet are computed and are so from now on.
+
+    # (N, ...) each
+    """
     missing = sorted({prompt for prompt in prompts if prompt not in known})
     if missing:
         found = base.encode_prompts(missing)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioning import write_atomic
 from training.families import Base
@@ -71,7 +71,8 @@ def pack_facts(pack: Pack) -> Row:
     """The bytes that each trial adds to the base, and those of the base, counted tensor by tensor.
 
     A slot's are its weights, its gradients and its optimiser's state, which is there after the
-    first step. Activations, which a pack has while it computes a step, are not among them.
+    first step. Text encoders that are trained stay in memory, and are counted beside the denoiser.
+    Activations, which a pack has while it computes a step, are not among them.
     """
     return {
         "trials": [slot.trial.id for slot in pack.slots],
@@ -79,12 +80,23 @@ def pack_facts(pack: Pack) -> Row:
             pack.bank.slot_bytes() + _state_bytes(slot.optimizer) for slot in pack.slots
         ],
         "base_bytes": base_bytes(pack.base),
+        "text_encoder_bytes": text_encoder_bytes(pack.base),
     }
 
 
 def base_bytes(base: Base) -> int:
     """The frozen denoiser's in this worker, which all trials of a pack share."""
-    tensors = [*base.denoiser.parameters(), *base.denoiser.buffers()]
+    return _network_bytes(base.denoiser)
+
+
+def text_encoder_bytes(base: Base) -> int:
+    """Those of the text encoders that stay in memory for an adapter on them; 0 without."""
+    encoders = base.loaded_text_encoders.values() if base.text_is_adapted else ()
+    return sum(_network_bytes(encoder) for encoder in encoders)
+
+
+def _network_bytes(network: nn.Module) -> int:
+    tensors = [*network.parameters(), *network.buffers()]
     return sum(held_bytes(tensor) for tensor in tensors)
 
 

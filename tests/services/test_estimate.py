@@ -95,6 +95,19 @@ def test_changes_are_tried_in_order_until_one_fits(base: BaseFacts):
     assert asked == every
 
 
+def test_the_ranks_of_text_encoders_are_lowered_too(base: BaseFacts):
+    network = {"rank": 1, "text_encoder": {"rank": 4}}
+    ranks = []
+
+    def measure(request: ProbeRequest) -> Measurement | None:
+        ranks.append(request.recipes[0].network.text_encoder.rank)
+        return Measurement(1.0, 100 if ranks[-1] == 2 else 101)
+
+    change = change_that_fits(request(base, batch_size=1, network=network), 100, measure)
+    assert change is not None and ranks == [4, 2]
+    assert change.text.endswith("network.rank and text_encoder.rank: 2 at most")
+
+
 def test_a_quantised_base_is_tried_before_a_lower_rank(base: BaseFacts):
     asked: list[tuple[str, int]] = []
 
@@ -156,6 +169,7 @@ def test_a_measurement_is_for_one_composition_on_one_base(tmp_path: Path, base: 
         for changes in (
             {"network": {"rank": 8}},
             {"network": {"rank": 4, "method": "dora"}},
+            {"network": {"rank": 4, "text_encoder": {}}},
             {"batch_size": 2},
             {"accumulation": 2},
             {"resolution": 32},

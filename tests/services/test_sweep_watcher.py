@@ -48,11 +48,14 @@ def test_a_pack_is_told_with_its_memory(plan: SweepPlan):
         "trials": ["t0", "t1"],
         "slot_bytes": [1_200_000, 1_200_000],
         "base_bytes": 46_000_000,
+        "text_encoder_bytes": 0,
     }
     written, _ = watch(plan, event)
     assert "pack of 2: 1.2 MB each on a base of 46 MB" in written
     uneven = event | {"slot_bytes": [2_000_000, 1_200_000]}
     assert pack_line(uneven).startswith("pack of 2: 1.2 to 2.0 MB each")
+    trained = event | {"text_encoder_bytes": 7_000_000}
+    assert pack_line(trained).endswith("on a base of 46 MB and text encoders of 7 MB")
 
 
 def test_the_buckets_are_told_with_their_pictures(plan: SweepPlan):

@@ -274,6 +274,8 @@ def build_cache(
         empty_text={name: draw(*shape) for name, shape in of_text.items()},
         prior_text={},
         picture={name: draw(count, *shapes[name]) for name in of_picture},
+        captions=tuple((f"zkw, person, wearing colour {number}",) for number in range(count)),
+        prior_captions=(),
     )
 
 

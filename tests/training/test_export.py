@@ -278,10 +278,11 @@ def test_a_dora_by_input_for_diffusers_needs_no_header(
     verify(path, tiny_v_base, contents.adapter, contents.recipe.network, "full")
 
 
-def test_text_encoder_names_get_text_model_back() -> None:
+def test_text_encoder_names_get_text_model_back(tiny_v_base: Base) -> None:
     wanted = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
-    assert kohya_name("text_encoder", "encoder.layers.0.self_attn.q_proj") == wanted
-    assert kohya_name("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj") == wanted
+    module, prefixes = "encoder.layers.0.self_attn.q_proj", tiny_v_base.kohya_prefixes
+    assert kohya_name("text_encoder", module, prefixes) == wanted
+    assert kohya_name("text_encoder", f"text_model.{module}", prefixes) == wanted
 
 
 def test_the_header_tells_of_buckets(trained: Trained, tiny_v_base: Base, tmp_path: Path) -> None:

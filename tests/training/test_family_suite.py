@@ -474,6 +474,16 @@ def test_a_diffusion_refuses_what_belongs_to_flows(family: str) -> None:
     assert fit_recipe(Recipe(), family, "test") == Recipe()
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_text_encoders_are_trained_where_they_are_clip_s_alone(family: str) -> None:
+    asked = Recipe.model_validate({"network": {"text_encoder": {"lr": 1e-5}}})
+    if family in {"sd15", "sdxl"}:
+        assert fit_recipe(asked, family, "sweep.yaml") == asked
+        return
+    with pytest.raises(UserError, match=r"sweep.yaml: network.text_encoder.*sd15 and sdxl"):
+        fit_recipe(asked, family, "sweep.yaml")
+
+
 def test_family_defaults_fill_in_only_what_is_not_said() -> None:
     filled = fit_recipe(Recipe(), "flux", "test")
     assert filled.optimizer.lr == FAMILIES["flux"].defaults["optimizer.lr"] == 4e-4

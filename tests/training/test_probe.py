@@ -59,8 +59,12 @@ def test_a_probe_with_buckets_is_of_the_largest(tiny_base: Base) -> None:
     assert cache.buckets[0].mean.shape == (1, 1, 4, 9, 6)
 
 
-def test_a_recipe_of_one_step_is_measured_too(tiny_base_path: Path) -> None:
-    measured = measure_pack(request(tiny_base_path, recipe(steps=1, checkpoint_every=1)))
+@pytest.mark.parametrize("network", [{"rank": 4}, {"rank": 4, "text_encoder": {"rank": 2}}])
+def test_a_recipe_of_one_step_is_measured_too(
+    tiny_base_path: Path, network: dict[str, Any]
+) -> None:
+    one = recipe(steps=1, checkpoint_every=1, network=network, prior_weight=1.0)
+    measured = measure_pack(request(tiny_base_path, one))
     assert measured is not None
     assert measured.step_s > 0
 

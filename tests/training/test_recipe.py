@@ -2,11 +2,13 @@
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from captioning import DatasetVersion, UserError, parse_config
 from training.recipe import Recipe, trial_id
@@ -146,14 +148,36 @@ def test_settings_that_came_later_name_other_trials_only_when_they_are_used(
         {"aspect_buckets": True},
         {"aspect_buckets": True, "bucket_step_px": 32},
         {"aspect_buckets": True, "bucket_max_ratio": 2.0},
+        {"network": {"text_encoder": {}}},
     ]
     recipes = [Recipe(), *map(Recipe.model_validate, used)]
-    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 10
+    assert len({trial_id(tiny_dataset, "b", recipe) for recipe in recipes}) == 11
     unused = Recipe(bucket_step_px=32, bucket_max_ratio=2.0)
     assert trial_id(tiny_dataset, "b", unused) == trial_id(tiny_dataset, "b", Recipe())
     later = ("rank_stabilised", "init", "lora_plus_ratio", "huber_c", "noise_offset", "ema_decay")
-    for name in (*later, "bucket"):
+    for name in (*later, "bucket", "text_encoder"):
         assert name not in Recipe().canonical()
+
+
+def test_an_adapter_on_text_encoders_is_named_by_what_it_comes_to() -> None:
+    def named(own: dict[str, Any], **network: Any) -> str:
+        data = {"network": {"rank": 8, "text_encoder": own, **network}, "optimizer": {"lr": 2e-4}}
+        return Recipe.model_validate(data).canonical()
+
+    assert named({}) == named({"rank": 8}) == named({"alpha": 8.0, "lr": 2e-4})
+    assert named({"rank": 4}) == named({"rank": 4, "alpha": 4.0})
+    # As with convolutions: an alpha that is said is that of all layers.
+    assert named({"rank": 4}, alpha=2.0) == named({"rank": 4, "alpha": 2.0}, alpha=2.0)
+    assert len({named({}), named({"rank": 4}), named({"alpha": 4.0}), named({"lr": 1e-4})}) == 4
+
+
+@pytest.mark.parametrize("type", ["prodigy", "schedulefree"])
+def test_optimisers_of_one_learning_rate_take_none_for_text_encoders(type: str) -> None:
+    data: dict[str, Any] = {"optimizer": {"type": type}, "network": {"text_encoder": {}}}
+    assert Recipe.model_validate(data).encoder_lr == Recipe.model_validate(data).optimizer.lr
+    data["network"]["text_encoder"] = {"lr": 1e-4}
+    with pytest.raises(ValidationError, match=r"network.text_encoder.lr cannot be set"):
+        Recipe.model_validate(data)
 
 
 def test_the_axis_of_a_dora_names_another_trial_and_that_of_a_lora_does_not(

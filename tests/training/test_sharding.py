@@ -52,7 +52,12 @@ def recipe(network: dict[str, Any], **changes: Any) -> Recipe:
 
 
 def make_job(
-    base: Path, dataset: DatasetVersion, clip: Path, folder: Path, targets: str, batch_size: int
+    base: Path,
+    dataset: DatasetVersion,
+    clip: Path,
+    folder: Path,
+    network: dict[str, Any],
+    batch_size: int,
 ) -> SweepJob:
     """A LoRA, DoRAs on both axes and a PiSSA for two seats, scored at every checkpoint."""
     scoring = ScoringConfig(
@@ -72,10 +77,10 @@ def make_job(
         trials=tuple(
             TrialSpec(
                 f"t{i}",
-                recipe({**network, "targets": targets}, batch_size=batch_size),
+                recipe({**own, **network}, batch_size=batch_size),
                 folder / f"runs/t{i}",
             )
-            for i, network in enumerate(NETWORKS)
+            for i, own in enumerate(NETWORKS)
         ),
         max_slots=2,
         scoring=scoring,
@@ -138,12 +143,13 @@ def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
     torch.set_num_threads(1)
     both: list[SweepJob] = []
     one: list[SweepJob] = []
-    for family, targets in (("sdxl", "attention+ff+conv"), ("flux-dev", "attention")):
+    with_all = {"targets": "attention+ff+conv", "text_encoder": {"rank": 3}}
+    for family, network in (("sdxl", with_all), ("flux-dev", {})):
         folder = tmp_path / family
         base = tiny_families.build(family, folder / "model")
         arguments = base, frozen_dataset, tiny_clip_path
         for jobs, name, batch_size in ((both, "two", 2), (one, "one", 4)):
-            job = make_job(*arguments, folder / name, targets, batch_size)
+            job = make_job(*arguments, folder / name, network, batch_size)
             # FLUX without scores, to be quick: its forward pass is the same in training.
             jobs.append(job if family == "sdxl" else replace(job, scoring=None))
     both = [replace(job, strategy="fsdp") for job in both]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
+from transformers import CLIPTextModel
 
 from training.families import Base
 from training.latents import LatentCache
@@ -47,6 +48,23 @@ def test_the_bytes_of_a_slot_are_those_of_peft_s_parameters_and_adamw(
     # Weights, gradients twice (layers and rows), two moments, and AdamW's count of steps.
     assert pack["slot_bytes"] == [4 * (count * 5 + 1)] * 2
     assert pack["trials"] == ["t0", "t1"]
+
+
+def test_trained_text_encoders_are_counted(
+    tiny_base: Base, tiny_base_path: Path, tiny_cache: LatentCache, tmp_path: Path
+) -> None:
+    trained = recipe(network={"rank": 4, "text_encoder": {"rank": 2}})
+    events = events_of(tiny_base, tiny_cache, tmp_path, trained)
+    (pack,) = [event for event in events if event["kind"] == "pack"]
+    encoder = CLIPTextModel.from_pretrained(tiny_base_path, subfolder="text_encoder")
+    assert pack["text_encoder_bytes"] == sum(
+        tensor.nbytes for tensor in (*encoder.parameters(), *encoder.buffers())
+    )
+    plain = events_of(tiny_base, tiny_cache, tmp_path / "plain", recipe())
+    (other,) = [event for event in plain if event["kind"] == "pack"]
+    assert other["text_encoder_bytes"] == 0
+    # Two layers of four projections of 32 × 32, with A and B of rank 2: five copies, as above.
+    assert pack["slot_bytes"][0] - other["slot_bytes"][0] == 4 * 5 * (2 * 4 * 2 * 2 * 32)
 
 
 def test_a_pack_is_told_once_although_trials_leave_it(

@@ -234,6 +234,26 @@ def test_a_checkpoint_that_a_kill_left_unscored_is_scored_later(make_job: MakeJo
     assert (folder / "scores.json").read_text() == before
 
 
+def test_trained_text_encoders_speak_in_scoring_and_leave_the_others_alone(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    runs, plain = tmp_path / "runs", recipe(steps=2)
+    trained = recipe(
+        network={"rank": 2, "text_encoder": {}}, optimizer={"lr": 0.1}, steps=2, caption_dropout=0.0
+    )
+    problem, events = run(make_job(trained, plain, scored=True))
+    assert problem is None and kinds(events).count("finished") == 2
+    spoken, other = (Score.load(runs / f"{trial}/step-000002") for trial in ("t0", "t1"))
+    assert spoken.identity_raw != other.identity_raw
+    # From the file, as after a kill, it is the same; and the other's is as without company.
+    (runs / "t0/step-000002/scores.json").unlink()
+    run(make_job(trained, plain, scored=True))
+    assert Score.load(runs / "t0/step-000002") == spoken
+    runs.rename(tmp_path / "together")
+    run(make_job(plain, scored=True))
+    assert Score.load(runs / "t0/step-000002") == other
+
+
 def test_other_prompts_are_scored_anew(make_job: MakeJob) -> None:
     job = make_job(recipe(), scored=True)
     run(job)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from captioning import DatasetVersion, UserError, sync_directory
-from training.adapters import is_attached
 from training.checkpoints import Contents, load_checkpoint
 from training.export import diffusers, header, kohya
 from training.export.updates import Update, read_updates
 from training.export.verify import verify
 from training.families import Base
 from training.pack.parts import has_kernel
+from training.recipe import Network
 
 SUFFIX = ".safetensors"
 Format = Literal["kohya", "diffusers"]
@@ -77,7 +77,7 @@ def export_adapter(
     contents = _load(checkpoint_dir)
     network = contents.recipe.network
     updates = read_updates(contents.adapter, network)
-    form, tensors = _tensors(updates, base, format, dtype)
+    form, tensors = _tensors(updates, _base_weights(base, network), base, format, dtype)
     facts = header.header_facts(
         base,
         contents.recipe,
@@ -128,10 +128,13 @@ def _load(checkpoint_dir: Path) -> Contents:
 
 
 def _tensors(
-    updates: list[Update], base: Base, format: Format, dtype: torch.dtype
+    updates: list[Update],
+    weights: Mapping[str, Tensor],
+    base: Base,
+    format: Format,
+    dtype: torch.dtype,
 ) -> tuple[str, dict[str, Tensor]]:
-    """The form of the file and its tensors, checked for overflow."""
-    weights = _base_weights(base)
+    """The form of the file and its tensors, checked for overflow; `weights` are the base's."""
 
     def weight_of(component: str, module: str) -> Tensor:
         return _weight(weights, component, module)
@@ -145,10 +148,10 @@ def _tensors(
     elif format != "kohya":
         raise UserError("export: format", f"{format!r} is unknown", "use 'kohya' or 'diffusers'")
     elif dora and not by_input:
-        form, tensors = "diff", kohya.diff_tensors(updates, weight_of, dtype, base.kohya_prefix)
+        form, tensors = "diff", kohya.diff_tensors(updates, weight_of, dtype, base.kohya_prefixes)
     else:
         form = "dora" if dora else "lora"
-        tensors = kohya.low_rank_tensors(updates, dtype, base.kohya_prefix)
+        tensors = kohya.low_rank_tensors(updates, dtype, base.kohya_prefixes)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(
@@ -159,15 +162,19 @@ def _tensors(
     return form, tensors
 
 
-def _base_weights(base: Base) -> dict[str, Tensor]:
-    """The denoiser's own weights by module, with or without an adapter on it."""
-    inner = ".base_layer" if is_attached(base) else ""
+def _base_weights(base: Base, network: Network) -> dict[str, Tensor]:
+    """The own weights of the denoiser, and of text encoders that `network` trains, by module.
+
+    With or without an adapter on them.
+    """
+    encoders = {} if network.text_encoder is None else base.text_encoders
     weights = {}
-    for name, parameter in base.denoiser.named_parameters():
-        module, _, kind = name.rpartition(".")
-        if kind == "weight" and ".lora_" not in name:
-            key = f"{base.denoiser_name}.{module.removesuffix(inner)}"
-            weights[key] = parameter.detach().cpu().float()
+    for component, module in {base.denoiser_name: base.denoiser, **encoders}.items():
+        for name, parameter in module.named_parameters():
+            layer, _, kind = name.rpartition(".")
+            if kind == "weight" and ".lora_" not in name:
+                key = f"{component}.{layer.removesuffix('.base_layer')}"
+                weights[key] = parameter.detach().cpu().float()
     return weights
 
 

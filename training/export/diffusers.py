@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from training.export.updates import Update
+from training.export.updates import Update, file_module
+from training.pack.parts import is_of_encoder
 
 # diffusers.loaders.lora_base.LORA_ADAPTER_METADATA_KEY
 HEADER_KEY = "lora_adapter_metadata"
@@ -24,11 +25,13 @@ def peft_tensors(updates: Sequence[Update], dtype: torch.dtype) -> dict[str, Ten
     """LoRA and DoRA updates in PEFT's names, magnitudes in fp32 as PEFT keeps them."""
     tensors: dict[str, Tensor] = {}
     for update in updates:
-        name = f"{update.component}.{update.module}"
+        name = f"{update.component}.{file_module(update.component, update.module)}"
         tensors[f"{name}.lora_A.weight"] = update.down.to(dtype)
         tensors[f"{name}.lora_B.weight"] = update.up.to(dtype)
         if update.magnitude is not None:
-            tensors[f"{name}.lora_magnitude_vector"] = update.magnitude
+            # transformers 5 finds an encoder's by its whole name alone, PEFT by either.
+            ending = ".weight" if is_of_encoder(update.component) else ""
+            tensors[f"{name}.lora_magnitude_vector{ending}"] = update.magnitude
     return tensors
 
 
@@ -42,7 +45,7 @@ def full_rank_tensors(
     """
     tensors: dict[str, Tensor] = {}
     for update in updates:
-        name = f"{update.component}.{update.module}"
+        name = f"{update.component}.{file_module(update.component, update.module)}"
         change = update.merged_difference(weight_of(update.component, update.module))
         outputs, *columns = change.shape  # a convolution's are (in, k, k)
         change = change.flatten(1)
@@ -63,6 +66,9 @@ def header_entry(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     for key, tensor in tensors.items():
         if key.endswith(".lora_A.weight"):
             component, _, module = key.removesuffix(".lora_A.weight").partition(".")
+            # A name that ends a layer's both with and without the levels above it, of which
+            # versions of transformers differ in one.
+            module = module.removeprefix("text_model.encoder.")
             ranks.setdefault(component, {})[module] = len(tensor)
     entry: dict[str, object] = {}
     for component, by_module in ranks.items():

@@ -80,6 +80,9 @@ def header_facts(
     }
     if base.objective.prediction_type in _PREDICTION_TYPES:
         facts["modelspec.prediction_type"] = _PREDICTION_TYPES[base.objective.prediction_type]
+    if network.text_encoder is not None:
+        facts["ss_text_encoder_lr"] = str(recipe.encoder_lr)
+        facts["lorafarm.text_encoder_rank"] = str(network.of_encoders().rank)
     if network.method == "dora":
         facts["lorafarm.dora_axis"] = network.dora_axis
     if network.nested_ranks is not None:

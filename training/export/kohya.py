@@ -8,33 +8,24 @@ axis for something else, and are silently wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from training.export.updates import Update
-
-# Of families with one text encoder; `lora_te1_` would make tools take it for SDXL.
-TEXT_ENCODER_PREFIX = "lora_te_"
-# transformers 5.6 dropped this level from CLIPTextModel; every tool still expects it.
-_TEXT_MODEL = "text_model."
+from training.export.updates import Update, file_module
 
 
-def kohya_name(component: str, module: str, prefix: str = "lora_unet_") -> str:
+def kohya_name(component: str, module: str, prefixes: Mapping[str, str]) -> str:
     """`lora_unet_…` or `lora_te_text_model_…` for a module's dotted name.
 
-    `prefix` is the denoiser's, `Base.kohya_prefix`.
+    `prefixes` are the components', `Base.kohya_prefixes`.
     """
-    if component == "text_encoder":
-        prefix = TEXT_ENCODER_PREFIX
-        if not module.startswith(_TEXT_MODEL):
-            module = _TEXT_MODEL + module
-    return prefix + module.replace(".", "_")
+    return prefixes[component] + file_module(component, module).replace(".", "_")
 
 
 def low_rank_tensors(
-    updates: Sequence[Update], dtype: torch.dtype, prefix: str
+    updates: Sequence[Update], dtype: torch.dtype, prefixes: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """LoRA updates in kohya's names; alpha = rank, since the scale is in `lora_up` already.
 
@@ -46,7 +37,7 @@ def low_rank_tensors(
     for update in updates:
         if update.magnitude is not None and not update.by_input:
             raise ValueError(f"{update.module}: a DoRA on the output axis has no low-rank form")
-        name = kohya_name(update.component, update.module, prefix)
+        name = kohya_name(update.component, update.module, prefixes)
         tensors[f"{name}.lora_down.weight"] = update.down.to(dtype)
         tensors[f"{name}.lora_up.weight"] = update.up.to(dtype)
         tensors[f"{name}.alpha"] = torch.tensor(float(len(update.down)), dtype=dtype)
@@ -60,7 +51,7 @@ def diff_tensors(
     updates: Sequence[Update],
     weight_of: Callable[[str, str], Tensor],
     dtype: torch.dtype,
-    prefix: str,
+    prefixes: Mapping[str, str],
 ) -> dict[str, Tensor]:
     """Every update, LoRA or DoRA, as `<name>.diff` of the weight `weight_of(component, module)`.
 
@@ -68,7 +59,7 @@ def diff_tensors(
     Stable Diffusion 1.5), and right for this base only.
     """
     return {
-        f"{kohya_name(update.component, update.module, prefix)}.diff": update.merged_difference(
+        f"{kohya_name(update.component, update.module, prefixes)}.diff": update.merged_difference(
             weight_of(update.component, update.module)
         ).to(dtype)
         for update in updates

@@ -13,11 +13,21 @@ import torch
 from torch import Tensor
 
 from captioning import UserError
-from training.pack.parts import DOWN, INPUT_MAGNITUDE, MAGNITUDES, UP, network_of, parts_of
+from training.pack.parts import (
+    DOWN,
+    INPUT_MAGNITUDE,
+    MAGNITUDES,
+    UP,
+    is_of_encoder,
+    network_of,
+    parts_of,
+)
 from training.pack.pissa import small_factors
 from training.recipe import Network
 
-COMPONENTS = ("unet", "transformer", "text_encoder")
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+# transformers 5.6 dropped this level from CLIPTextModel; every tool still expects it.
+_TEXT_MODEL = "text_model."
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,13 @@ class Update:
             norm = torch.linalg.vector_norm(direction, dim=others, keepdim=True)
             direction = direction * (self.magnitude.double().view(norm.shape) / norm)
         return (direction - weight.double()).float()
+
+
+def file_module(component: str, module: str) -> str:
+    """The module's dotted name as files have it, whatever the library calls it."""
+    if is_of_encoder(component) and not module.startswith(_TEXT_MODEL):
+        return _TEXT_MODEL + module
+    return module
 
 
 def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
@@ -85,7 +102,7 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
                 "or a convolution",
                 "export a checkpoint as training wrote it",
             )
-        own = network_of(network, down.shape)
+        own = network_of(network, component, down.shape)
         magnitudes = [tensors[part] for part in MAGNITUDES.values() if part in tensors]
         magnitude = magnitudes[0] if magnitudes else None
         by_input = INPUT_MAGNITUDE in tensors

@@ -18,7 +18,9 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from training.adapters import detach, load_adapter
+from training.export.kohya import kohya_name
 from training.families import Base
+from training.pack.parts import is_of_encoder
 from training.recipe import Network
 
 # Largest error of any output element, as a share of the adapter's largest effect. fp16 rounding of
@@ -28,7 +30,10 @@ EFFECT_TOLERANCE = 0.01
 # Float noise of an fp32 UNet, as a share of its largest output: for adapters with hardly an effect.
 NOISE_TOLERANCE = 1e-5
 SEED = 0
-INPUTS = 2
+PROMPTS = ("a portrait, smile, red shirt", "a person in the rain, looking at the viewer")
+INPUTS = len(PROMPTS)
+# What the denoiser's output is called among those that are compared.
+DENOISER = "denoiser"
 # UNets take any size that their three halvings divide; small latents make the check cheap.
 MAX_LATENT_SIDE = 16
 # Every family's times go from 0 to this or a little above.
@@ -59,15 +64,19 @@ def verify(
     # One copy at a time: in fp32 it may be twice as large as the base.
     twin = _copy(base)
     inputs = _inputs(twin)
-    plain = _outputs(twin, inputs)
+    with_text = network.text_encoder is not None
+    plain = _outputs(twin, inputs, with_text)
     load_adapter(twin, dict(state), network)
-    wanted = _outputs(twin, inputs)
+    wanted = _outputs(twin, inputs, with_text)
     detach(twin)
     spare = [twin]
     del twin
-    effect = float((wanted - plain).abs().max())
-    limit = EFFECT_TOLERANCE * effect + NOISE_TOLERANCE * float(plain.abs().max())
-    expected = {key.split(".lora_")[0].removeprefix(f"{base.denoiser_name}.") for key in state}
+    effects = {name: float((wanted[name] - plain[name]).abs().max()) for name in plain}
+    limits = {
+        name: EFFECT_TOLERANCE * effects[name] + NOISE_TOLERANCE * float(plain[name].abs().max())
+        for name in plain
+    }
+    expected = {key.split(".lora_")[0] for key in state}
     # Of the other prefixes diffusers knows none.
     known = base.kohya_prefix == "lora_unet_"
     both = (_diffusers, _numpy_merge) if known else (_numpy_merge,)
@@ -87,21 +96,26 @@ def verify(
                 f"{path.name}: {len(expected - changed)} layers are not loaded and "
                 f"{len(changed - expected)} are foreign, e.g. {sorted(expected ^ changed)[0]}"
             )
-        error = float((_outputs(reloaded, inputs) - wanted).abs().max())
-        if not error <= limit:  # also when it is NaN
-            raise VerificationError(
-                f"{path.name}: outputs differ by {error:.3g} after a reload by "
-                f"{read.__name__.strip('_')}; {limit:.3g} is allowed (the adapter's effect is "
-                f"{effect:.3g})"
-            )
-        errors.append(error)
+        found = _outputs(reloaded, inputs, with_text)
+        for name, limit in limits.items():
+            error = float((found[name] - wanted[name]).abs().max())
+            if not error <= limit:  # also when it is NaN
+                raise VerificationError(
+                    f"{path.name}: outputs differ by {error:.3g} ({name}) after a reload by "
+                    f"{read.__name__.strip('_')}; {limit:.3g} is allowed (the adapter's effect is "
+                    f"{effects[name]:.3g})"
+                )
+        errors.append(float((found[DENOISER] - wanted[DENOISER]).abs().max()))
         del reloaded
-    return Verification(len(expected), max(errors), effect)
+    return Verification(len(expected), max(errors), effects[DENOISER])
 
 
 def _copy(base: Base) -> Base:
-    """A base of its own UNet, fp32, without adapter; all else is shared."""
+    """A base of its own UNet, fp32, without adapter, and with text encoders of its own when they
+    are asked for; all else is shared.
+    """
     twin = copy.copy(base)
+    twin.__dict__.pop("text_encoders", None)
     twin.denoiser = copy.deepcopy(base.denoiser)
     detach(twin)
     twin.denoiser = twin.denoiser.float().eval()
@@ -126,8 +140,14 @@ def _inputs(base: Base) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def _outputs(base: Base, inputs: tuple[Tensor, Tensor, dict[str, Tensor]]) -> Tensor:
-    return base.predict(*inputs).cpu()  # (INPUTS, C, h, w)
+def _outputs(
+    base: Base, inputs: tuple[Tensor, Tensor, dict[str, Tensor]], with_text: bool
+) -> dict[str, Tensor]:
+    """What the denoiser answers; and `with_text` what the encoders say, which it is then told."""
+    latents, timesteps, conditions = inputs
+    said = base.encode_prompts(list(PROMPTS)) if with_text else {}
+    outputs = {DENOISER: base.predict(latents, timesteps, {**conditions, **said}), **said}
+    return {name: tensor.cpu() for name, tensor in outputs.items()}  # (INPUTS, ...) each
 
 
 def _diffusers(path: Path, base: Base) -> set[str]:
@@ -135,46 +155,57 @@ def _diffusers(path: Path, base: Base) -> set[str]:
     import diffusers
     from peft.tuners.lora import LoraLayer
 
-    read = getattr(diffusers, base.pipelines[0]).lora_state_dict
+    pipeline = getattr(diffusers, base.pipelines[0])
     try:
-        state, *alphas, metadata = read(
+        state, *alphas, metadata = pipeline.lora_state_dict(
             str(path), local_files_only=True, return_lora_metadata=True
         )  # alphas for UNets alone
-        base.denoiser.load_lora_adapter(
-            state,
-            prefix=base.denoiser_name,
-            network_alphas=alphas[0] if alphas else None,
-            metadata=metadata,
-        )
+        networks = {base.denoiser_name: base.denoiser}
+        if any(is_of_encoder(key) for key in state):
+            networks |= base.text_encoders
+        options = {"network_alphas": alphas[0] if alphas else None, "metadata": metadata}
+        for component, network in networks.items():
+            if component == base.denoiser_name:
+                network.load_lora_adapter(state, prefix=component, **options)
+            else:
+                pipeline.load_lora_into_text_encoder(
+                    state, text_encoder=network, prefix=component, **options
+                )
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise VerificationError(f"{path.name}: diffusers cannot load it ({error})") from error
-    base.denoiser.float()
-    modules = base.denoiser.named_modules()
-    return {name for name, module in modules if isinstance(module, LoraLayer)}
+    found = set()
+    for component, network in networks.items():
+        network.float()
+        modules = network.named_modules()
+        found |= {f"{component}.{name}" for name, one in modules if isinstance(one, LoraLayer)}
+    return found
 
 
 def _numpy_merge(path: Path, base: Base) -> set[str]:
     """Add every kohya entry to the weight of its name; returns the layers that were changed."""
-    prefix = base.kohya_prefix
-    layers = {
-        f"{prefix}{name.replace('.', '_')}": (name, module)
-        for name, module in base.denoiser.named_modules()
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
-    }
     entries: dict[str, dict[str, np.ndarray]] = {}
     for key, array in load_file(path).items():
         name, _, part = key.partition(".")
         entries.setdefault(name, {})[part] = array.astype(np.float32)
+    networks = {base.denoiser_name: base.denoiser}
+    if any(not name.startswith(base.kohya_prefix) for name in entries):
+        networks |= base.text_encoders
+    layers = {
+        kohya_name(component, name, base.kohya_prefixes): (f"{component}.{name}", module)
+        for component, network in networks.items()
+        for name, module in network.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    }
     changed = set()
     for name, parts in entries.items():
         if name not in layers:
             raise VerificationError(f"{path.name}: {name} names no layer of the base")
-        module_name, module = layers[name]
+        layer, module = layers[name]
         weight = module.weight.detach().cpu().numpy()
         difference = torch.from_numpy(_difference(path, name, parts, weight))
         with torch.no_grad():
             module.weight += difference.to(module.weight.device)
-        changed.add(module_name)
+        changed.add(layer)
     return changed
 
 

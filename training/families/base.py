@@ -55,6 +55,9 @@ class Base(ABC):
     feed_forward_modules: ClassVar[tuple[str, ...]]
     #: The same of what `attention+ff+conv` adds: convolutions and their blocks' linear layers.
     convolution_modules: ClassVar[tuple[str, ...]] = ()
+    #: The same of its text encoders, for families on which these may have adapters too.
+    encoder_attention_modules: ClassVar[tuple[str, ...]] = ()
+    encoder_feed_forward_modules: ClassVar[tuple[str, ...]] = ()
     #: What the names of layers begin with that take the rows of several samples as one, of which
     #: a pack of trials cannot tell whose they are: they get no update.
     unbatched_modules: ClassVar[tuple[str, ...]] = ()
@@ -82,6 +85,8 @@ class Base(ABC):
         self.vae_factor = vae_factor(folder)
         self.native_size_px = self.native_size(folder)
         self.tokenizers: dict[str, Any] = {}
+        #: Whether an adapter is on the text encoders: what they say is then the adapter's.
+        self.text_is_adapted = False
         self.denoiser: Any
         self.objective: Objective
 
@@ -126,9 +131,22 @@ class Base(ABC):
     def text_encoders(self) -> dict[str, Any]:
         """The text encoders, frozen, on the base's device, by the names of their subfolders."""
 
+    @property
+    def loaded_text_encoders(self) -> dict[str, Any]:
+        """Those that are in memory now."""
+        loaded: dict[str, Any] = self.__dict__.get("text_encoders", {})
+        return loaded
+
+    def is_read(self, encoder: str, module: str) -> bool:
+        """Whether the denoiser is told what rests on this layer of a text encoder."""
+        return True
+
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """What the denoiser is told of every prompt, fp32 on the base's device.  # (N, ...) each"""
+        """What the denoiser is told of every prompt, fp32 on the base's device.  # (N, ...) each
+
+        With an adapter on the text encoders its gradients are kept, where gradients are on.
+        """
 
     def picture_conditions(
         self, original: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
@@ -200,12 +218,13 @@ class Base(ABC):
     def release_encoders(self) -> None:
         """Free the VAE and the text encoders, on CUDA and on a CPU; training needs none.
 
-        Whoever asks for one again has it loaded again. On two cores the starter's VAE takes about
-        0.1 s and its text encoder 0.05 s, and the pictures of one scored checkpoint, which need the
-        VAE alone once their prompts are embedded, 21 s: too little to keep a copy in the host's
-        memory for, where every worker would have one (FLUX's T5 takes 19 GB in fp32).
+        Text encoders with an adapter on them stay, since they are in training themselves. Whoever
+        asks for one again has it loaded again. On two cores the starter's VAE takes about 0.1 s and
+        its text encoder 0.05 s, and the pictures of one scored checkpoint, which need the VAE alone
+        once their prompts are embedded, 21 s: too little to keep a copy in the host's memory for,
+        where every worker would have one (FLUX's T5 takes 19 GB in fp32).
         """
-        for name in ("vae", "text_encoders"):
+        for name in ("vae",) if self.text_is_adapted else ("vae", "text_encoders"):
             self.__dict__.pop(name, None)
         gc.collect()  # what is in a cycle would stay until the collector's next round
 
@@ -219,6 +238,12 @@ class Base(ABC):
         own are of layers that diffusers splits (q, k and v are one).
         """
         return "lora_unet_" if self.denoiser_name == "unet" else "lora_transformer_"
+
+    @property
+    def kohya_prefixes(self) -> dict[str, str]:
+        """The same of every component that may have an adapter."""
+        # Of families with one text encoder; `lora_te1_` would make tools take it for SDXL.
+        return {self.denoiser_name: self.kohya_prefix, "text_encoder": "lora_te_"}
 
     @property
     @abstractmethod

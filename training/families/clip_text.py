@@ -1,14 +1,19 @@
 """Prompts through CLIP text encoders, as diffusers' pipelines ask them.
 
-Prompts in, hidden states and pooled embeddings out, fp32.
+Prompts in, hidden states and pooled embeddings out, fp32, with gradients where an adapter is on the
+encoder.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+# Module name endings in transformers' CLIPTextModel: what diffusers' scripts train of it, and what
+# kohya's do beside.
+CLIP_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+CLIP_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
 
 
 def clip_tokens(tokenizer: Any, prompts: list[str]) -> Any:
@@ -22,7 +27,6 @@ def clip_tokens(tokenizer: Any, prompts: list[str]) -> Any:
     )
 
 
-@torch.no_grad()
 def penultimate_and_pooled(
     encoder: Any, tokenizer: Any, prompts: list[str]
 ) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,11 @@ from training.families.base import (
     refuse_other_inputs,
     vae_factor,
 )
-from training.families.clip_text import penultimate_and_pooled
+from training.families.clip_text import (
+    CLIP_ATTENTION,
+    CLIP_FEED_FORWARD,
+    penultimate_and_pooled,
+)
 from training.families.files import load_network, load_part, read_json
 from training.families.stable_diffusion import (
     UNET_ATTENTION,
@@ -50,6 +54,8 @@ class SDXLBase(Base):
     attention_modules = UNET_ATTENTION
     feed_forward_modules = UNET_FEED_FORWARD
     convolution_modules = UNET_CONVOLUTIONS
+    encoder_attention_modules = CLIP_ATTENTION
+    encoder_feed_forward_modules = CLIP_FEED_FORWARD
 
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
@@ -75,11 +81,15 @@ class SDXLBase(Base):
             for name, kind in kinds.items()
         }
 
+    def is_read(self, encoder: str, module: str) -> bool:
+        """All but the first encoder's last layer: its hidden states are read before that one."""
+        last = self.text_encoders[encoder].config.num_hidden_layers - 1
+        return encoder != "text_encoder" or f"encoder.layers.{last}." not in module
+
     @classmethod
     def native_size(cls, folder: Path) -> int:
         return int(read_json(folder / "unet" / "config.json")["sample_size"]) * vae_factor(folder)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """As StableDiffusionXLPipeline.encode_prompt; the pooled one is the second encoder's."""
         first, _ = penultimate_and_pooled(
@@ -122,6 +132,11 @@ class SDXLBase(Base):
 
     def sampler(self, steps: int, latents: Tensor) -> Any:
         return ddim_sampler(self.folder, steps, self.device)
+
+    @property
+    def kohya_prefixes(self) -> dict[str, str]:
+        own = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+        return {**super().kohya_prefixes, **own}
 
     @property
     def kohya_version(self) -> str:

@@ -17,7 +17,7 @@ from training.families.base import (
     refuse_other_inputs,
     vae_factor,
 )
-from training.families.clip_text import clip_tokens
+from training.families.clip_text import CLIP_ATTENTION, CLIP_FEED_FORWARD, clip_tokens
 from training.families.files import load_network, load_part, read_json
 
 # Module name endings in diffusers' UNet2DConditionModel; the same lists as its LoRA scripts.
@@ -49,6 +49,8 @@ class StableDiffusionBase(Base):
     attention_modules = UNET_ATTENTION
     feed_forward_modules = UNET_FEED_FORWARD
     convolution_modules = UNET_CONVOLUTIONS
+    encoder_attention_modules = CLIP_ATTENTION
+    encoder_feed_forward_modules = CLIP_FEED_FORWARD
 
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype
@@ -73,7 +75,6 @@ class StableDiffusionBase(Base):
     def native_size(cls, folder: Path) -> int:
         return int(read_json(folder / "unet" / "config.json")["sample_size"]) * vae_factor(folder)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         encoder = self.text_encoders["text_encoder"]
         tokens = clip_tokens(self.tokenizers["tokenizer"], prompts)

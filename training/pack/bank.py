@@ -31,6 +31,7 @@ from training.pack.parts import (
     Parts,
     axes_under,
     flat_shape,
+    is_of_encoder,
     network_of,
     parts_of,
     unpadded,
@@ -49,8 +50,9 @@ CLIP_EPS = 1e-6
 
 @dataclass(frozen=True)
 class _Group:
-    """The L layers of one shape, which are handled at once."""
+    """The L layers of one shape and of one kind, which are handled at once."""
 
+    of_encoder: bool  # of text encoders, not of the denoiser
     indices: tuple[int, ...]  # of its layers in the bank
     names: tuple[str, ...]
     layers: tuple[Layer, ...]
@@ -82,7 +84,8 @@ class AdapterBank:
         component: str = "unet",
         device: torch.device | None = None,
     ) -> None:
-        """`layers` of `component` by module name, on one device. Weights are zero until `load`.
+        """`layers` of `component` and of text encoders by name (`parts.TEXT_ENCODER`), on one
+        device. Weights are zero until `load`.
 
         `device` is where they compute, if not where their weights are (in the host's memory).
         """
@@ -108,8 +111,9 @@ class AdapterBank:
         if any(network.init == "pissa" for network in networks):
             self._first = FirstFactors(networks, self.weights, self._split)
         self._acting: Tensor | None = None  # the rows that the layers compute with
-        self._norms: list[dict[str, Tensor]] | None = None  # by group and magnitude, (L, K, dim)
-        self._tensors: dict[tuple[torch.dtype, Slots], list[LayerTensors]] = {}
+        self._of_encoder = [is_of_encoder(name) for name in layers]
+        self._norms: dict[int, dict[str, Tensor]] = {}  # by group and magnitude, (L, K, dim)
+        self._tensors: dict[tuple[torch.dtype, Slots, bool], dict[int, LayerTensors]] = {}
         self._slots: Slots = None  # that act; None: all
         self._cuts: dict[int, int] = {}  # slot -> the rank that it acts with, where not its own
         # By slots that are no run: what the layers add up for them, by group and part.
@@ -117,14 +121,15 @@ class AdapterBank:
         self.is_off = False
 
     def _make_groups(self, layers: Mapping[str, Layer], parts: Sequence[str]) -> list[_Group]:
-        by_shape: dict[tuple[int, ...], list[int]] = {}
+        alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
         names, modules = list(layers), list(layers.values())
-        for index, layer in enumerate(modules):
-            by_shape.setdefault(weight_shape(layer), []).append(index)
+        for index, (name, layer) in enumerate(layers.items()):
+            alike.setdefault((is_of_encoder(name), weight_shape(layer)), []).append(index)
         groups, start = [], 0
-        for shape, indices in by_shape.items():
+        for (of_encoder, shape), indices in alike.items():
             own = tuple(modules[index] for index in indices)
-            networks = tuple(network_of(network, shape) for network in self.networks)
+            first = names[indices[0]]
+            networks = tuple(network_of(network, first, shape) for network in self.networks)
             rank = max(network.stored_rank for network in networks)
             shapes = {part: flat_shape(part, rank, own[0]) for part in parts}
             columns = {}
@@ -144,6 +149,7 @@ class AdapterBank:
             scales = torch.tensor([network.scale for network in networks], device=self.device)
             groups.append(
                 _Group(
+                    of_encoder,
                     tuple(indices),
                     tuple(names[index] for index in indices),
                     own,
@@ -208,7 +214,7 @@ class AdapterBank:
     def changed(self) -> None:
         """To be called after every change of `weights`."""
         self._acting = None
-        self._norms = None
+        self._norms.clear()
         self._tensors.clear()
         self._gathered.clear()
 
@@ -265,19 +271,29 @@ class AdapterBank:
             self.is_off = before
 
     def layer_tensors(self, index: int, dtype: torch.dtype) -> LayerTensors:
-        """The tensors of layer `index`, made once for each state of the weights."""
-        key = (dtype, self._slots)
+        """The tensors of layer `index`, made once for each state of the weights.
+
+        Those of the denoiser and of text encoders apart: where workers share the former's weights,
+        they must all gather them together, in its forward pass.
+        """
+        key = (dtype, self._slots, self._of_encoder[index])
         if key not in self._tensors:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                self._tensors[key] = self._make_tensors(dtype, self._slots)
+                self._tensors[key] = self._make_tensors(*key)
         return self._tensors[key][index]
 
-    def _make_tensors(self, dtype: torch.dtype, slots: Slots) -> list[LayerTensors]:
-        if self._norms is None:
-            self._norms = [self._group_norms(group) for group in self._groups]
+    def _make_tensors(
+        self, dtype: torch.dtype, slots: Slots, of_encoder: bool
+    ) -> dict[int, LayerTensors]:
         tensors: dict[int, LayerTensors] = {}
-        of_groups = zip(self._groups, self._norms, self._grads_of(slots), strict=True)
-        for group, norms, grads in of_groups:
+        for number, (group, grads) in enumerate(
+            zip(self._groups, self._grads_of(slots), strict=True)
+        ):
+            if group.of_encoder != of_encoder:
+                continue
+            if number not in self._norms:
+                self._norms[number] = self._group_norms(group)
+            norms = self._norms[number]
             # One entry per layer: the factors, the gains, and the gradients of both.
             down = by_cell(self._block(group, DOWN), group.cells)
             columns: list[Sequence[Tensor | None]] = [
@@ -293,7 +309,7 @@ class AdapterBank:
                 columns.append(_unbound(grads[magnitude] if is_used else None, group))
             for index, *own in zip(group.indices, *columns, strict=True):
                 tensors[index] = LayerTensors(*own)
-        return [tensors[index] for index in range(len(tensors))]
+        return tensors
 
     def _is_used(self, magnitude: str, slots: Slots) -> bool:
         return slots is None or any(magnitude in parts_of(self.networks[k]) for k in slots)
@@ -364,9 +380,10 @@ class AdapterBank:
 
         By the chain rule: the scale for B, one over the norm for a magnitude.
         """
-        if self._norms is None:
+        if len(self._norms) < len(self._groups):
             raise RuntimeError("the weights have changed since the layers added up gradients")
-        for number, (group, norms) in enumerate(zip(self._groups, self._norms, strict=True)):
+        for number, group in enumerate(self._groups):
+            norms = self._norms[number]
             for part, grad in group.grads.items():
                 for slots, gathered in self._gathered.items():
                     own = torch.tensor(slots, device=self.device)
@@ -400,9 +417,14 @@ def _squares(layer: Layer, magnitude: str) -> Tensor:
     return whole(layer.weight).float().square().sum(axes_under(magnitude, layer))
 
 
-def install(parent: nn.Module, layers: Mapping[str, Layer], bank: AdapterBank) -> None:
-    """Put the bank on `parent`, whose layers `layers` are, by module name."""
-    for index, (name, layer) in enumerate(layers.items()):
+def install(
+    parent: nn.Module, layers: Mapping[str, Layer], bank: AdapterBank, first: int = 0
+) -> None:
+    """Put the bank on `parent`, whose layers `layers` are, by module name.
+
+    They are those of the bank from number `first` on.
+    """
+    for index, (name, layer) in enumerate(layers.items(), first):
         kind = BankConv if isinstance(layer, nn.Conv2d) else BankLinear
         _replace(parent, name, kind(layer, bank, index))
 

@@ -23,6 +23,7 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
     """What trials must have in common, besides the base, to be trained in one pack."""
     return (
         recipe.network.targets,
+        recipe.network.text_encoder is not None,
         recipe.resolution,
         BucketLimits.of(recipe),
         recipe.precision,

@@ -20,6 +20,9 @@ from training.recipe import Network
 Parts = dict[tuple[str, str], Tensor]
 Layer = nn.Linear | nn.Conv2d
 
+# What the names of text encoders begin with. In a bank a layer of one is called by its encoder's
+# name and its own (`text_encoder.encoder.layers.0.mlp.fc1`), the denoiser's by their own alone.
+TEXT_ENCODER = "text_encoder"
 DOWN, UP = "lora_A", "lora_B"
 # The parts of one layer's update beside DOWN and UP, as they are called in checkpoints. PEFT knows
 # the first; the other has a name of its own, so that no reader takes it for the other axis.
@@ -45,8 +48,15 @@ def has_kernel(shape: Sequence[int]) -> bool:
     return any(side > 1 for side in shape[2:])
 
 
-def network_of(network: Network, shape: Sequence[int]) -> Network:
-    """The network with the rank and alpha that it has on a layer whose weight has this shape."""
+def is_of_encoder(name: str) -> bool:
+    """Whether a bank's layer of this name is a text encoder's."""
+    return name.startswith(TEXT_ENCODER)
+
+
+def network_of(network: Network, name: str, shape: Sequence[int]) -> Network:
+    """The network with the rank and alpha that it has on the layer `name`, of such a weight."""
+    if is_of_encoder(name):
+        return network.of_encoders()
     return network.of_kernels() if has_kernel(shape) else network
 
 

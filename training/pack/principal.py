@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from captioning import UserError
-from training.pack.parts import DOWN, UP, Layer, has_kernel, part_shape, weight_shape
+from training.pack.parts import (
+    DOWN,
+    UP,
+    Layer,
+    has_kernel,
+    is_of_encoder,
+    part_shape,
+    weight_shape,
+)
 from training.recipe import Network
 from training.sharding import whole
 
@@ -45,9 +53,10 @@ def principal_factors(name: str, layer: Layer, network: Network) -> tuple[Tensor
     outputs, *columns = weight_shape(layer)
     most = min(outputs, math.prod(columns))
     if network.rank > most:
-        own = has_kernel(weight_shape(layer)) and network.conv_rank is not None
+        of_kernel = has_kernel(weight_shape(layer)) and network.conv_rank is not None
+        field = "text_encoder.rank" if is_of_encoder(name) else "conv_rank" if of_kernel else "rank"
         raise UserError(
-            f"recipe: network.{'conv_rank' if own else 'rank'}",
+            f"recipe: network.{field}",
             f"{network.rank}, but {name} has {most} singular values to start from",
             f"set it to {most} or less, or network.init to default",
         )

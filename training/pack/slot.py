@@ -20,7 +20,7 @@ from training.checkpoints import Contents
 from training.latents import LatentCache
 from training.pack.bank import AdapterBank
 from training.pack.optimizer import RowOptimizer
-from training.pack.parts import UP
+from training.pack.parts import UP, is_of_encoder
 from training.recipe import Recipe
 
 # In a checkpoint's state: the trained weights, where its adapter has others.
@@ -65,11 +65,7 @@ class Slot:
         self._bank = bank
         self._stepper = RowOptimizer(bank, index, trial.recipe.optimizer)
         self.optimizer = self._stepper.torch
-        # Of B, where it is not that of the other parts (LoRA+).
-        self._ratio = getattr(trial.recipe.optimizer, "lora_plus_ratio", 1.0)
-        ones = bank.split(index, torch.ones_like(bank.weights[index]))
-        ups = {key: part if key[1] == UP else torch.zeros_like(part) for key, part in ones.items()}
-        self._faster = bank.join(index, ups).bool()  # (P,): B, whose learning rate is its own
+        self._ratios = _learning_rate_ratios(bank, index, trial.recipe)
         self.scaler = torch.amp.GradScaler(bank.device.type, enabled=scaled)
         self._ema = _moving_average(bank.weights[index], trial.recipe, saved.step)
         self._restore(saved.state)
@@ -80,13 +76,13 @@ class Slot:
     def take_step(self) -> None:
         """Change the weights by their gradients; an fp16 step that overflowed changes nothing."""
         row = self._bank.weights[self.index]
-        before = row.clone() if self._ratio != 1 else row
+        before = row.clone() if self._ratios else row
         self.scaler.step(self.optimizer)
         self._stepper.stepped()
         self.scaler.update()
-        if self._ratio != 1:
+        for ratio, own in self._ratios.items():
             # These optimisers' steps, decay included, are proportional to the learning rate.
-            row[self._faster] = torch.lerp(before[self._faster], row[self._faster], self._ratio)
+            row[own] = torch.lerp(before[own], row[own], ratio)
         if self._ema is not None:
             self._ema.step([nn.Parameter(row)])
 
@@ -155,6 +151,25 @@ class Slot:
             saved["scale"] = float(tensors["scaler/scale"])
             saved["_growth_tracker"] = int(tensors["scaler/growth_tracker"])
             self.scaler.load_state_dict(saved)
+
+
+def _learning_rate_ratios(bank: AdapterBank, index: int, recipe: Recipe) -> dict[float, Tensor]:
+    """By how many times the optimiser's learning rate, the weights whose own it is: B's in LoRA+
+    and those of the text encoders. The others are left out.  # (P,) each, boolean
+    """
+    plus = getattr(recipe.optimizer, "lora_plus_ratio", 1.0)
+    of_encoders = recipe.encoder_lr / recipe.optimizer.lr
+    zeros = bank.split(index, torch.zeros_like(bank.weights[index]))
+    ratios = {
+        (name, part): (plus if part == UP else 1.0) * (of_encoders if is_of_encoder(name) else 1.0)
+        for name, part in zeros
+    }
+    return {
+        ratio: bank.join(
+            index, {key: zero + (ratios[key] == ratio) for key, zero in zeros.items()}
+        ).bool()
+        for ratio in sorted(set(ratios.values()) - {1.0})
+    }
 
 
 def _moving_average(row: Tensor, recipe: Recipe, step: int) -> Any:
