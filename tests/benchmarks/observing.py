@@ -103,6 +103,10 @@ def print_parts(contents: list[bytes]) -> None:
     began = time.perf_counter()
     decoded = [upright_rgb(data) for data in contents]
     parts = [f"decoding {(time.perf_counter() - began) * 1000 / len(contents):.1f}"]
+    began = time.perf_counter()
+    for picture in decoded:
+        observers[0].shrink.on(picture)(picture)
+    parts.append(f"shrinking {(time.perf_counter() - began) * 1000 / len(decoded):.1f}")
     for observer, kind in zip(observers, KINDS, strict=True):
         for batch in (1, LOOP_BATCH):
             began = time.perf_counter()
