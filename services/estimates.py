@@ -107,6 +107,7 @@ class Estimator:
             use_gpu=uses_gpu(self._settings),
             threads=self._settings.cpus_per_worker,
             gradient_checkpointing=self._settings.gradient_checkpointing,
+            compile=self._settings.compile,
             memory_bytes=self._memory_bytes,
         )
 
@@ -130,6 +131,7 @@ class Estimator:
             **_bucket_facts(shared),
             # Older measurements, of whole bases, are named as they were.
             **({} if form == "auto" else {"base_precision": form}),
+            **({"compile": True} if request.compile else {}),
         }
 
     def _scoring_facts(self, scoring: ScoringConfig) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.settings import Home
 from services.sweep import plan_sweep
 from services.sweep_files import candidates, dataset_of, newest_sweep
-from training import Interval, Winner, approximation, choose_winner
+from training import Candidate, Interval, Winner, approximation, choose_winner
 
 SHORT_HEADINGS = {
     "fid.": "prompt fidelity",
@@ -59,7 +60,7 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
         mark = "[green]★[/]" if standing.place == 1 else ("=" if standing.tied else "")
         row = [
             mark,
-            f"{candidate.method} r{candidate.rank}" + ("≈" if candidate.nested_ranks else ""),
+            _network(candidate),
             str(candidate.step),
             "" if candidate.views is None else f"{candidate.views:.0f}",
             _interval(score.identity),
@@ -82,6 +83,12 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
         f"[dim]identity: 0 is the bare base {_interval(base)}, 1 the references among themselves; "
         "= tied with the winner; dim rows fail a guard[/]"
     )
+
+
+def _network(candidate: Candidate) -> str:
+    mark = "≈" if candidate.nested_ranks else ""
+    words = f"\n  {candidate.variant}" if candidate.variant else ""
+    return f"{candidate.method} r{candidate.rank}{mark}{escape(words)}"
 
 
 def _interval(interval: Interval) -> str:

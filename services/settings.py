@@ -84,6 +84,11 @@ class Settings(BaseModel):
         description="Compute activations again in the backward pass instead of keeping them: up "
         "to a half slower, and room for larger batches and packs. The results are the same.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the base's blocks with torch.compile: faster steps after a first one "
+        "that takes minutes. The results are the same up to float rounding. Needs a C++ compiler.",
+    )
     optimizer_states: Literal["best_and_last", "all"] = Field(
         "best_and_last",
         description="Of which checkpoints the optimiser's state, most of their size, is kept: of "
@@ -126,6 +131,10 @@ class Settings(BaseModel):
             raise ValueError(
                 "`gpus_per_worker` below 1 needs `workers: 1`: workers of one group cannot "
                 "exchange gradients on the same GPU"
+            )
+        if self.compile and self.strategy == "fsdp":
+            raise ValueError(
+                "`compile` needs `strategy: ddp`: a compiled block cannot gather its weights"
             )
         if self.offload_base and self.strategy != "fsdp":
             raise ValueError("`offload_base` needs `strategy: fsdp`")

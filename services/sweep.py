@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from captioning import DatasetVersion, UserError, parse_config
+from services.variants import variant_words
 from training import Recipe, ScoringConfig, cut_recipes, fit_recipe, trial_id
 
 # A person who asks for more than this in one grid most likely mistyped it; a bigger search belongs
@@ -52,6 +53,7 @@ class PlannedTrial:
     trial: str
     recipe: Recipe
     cut_of: str | None = None  # the trial with nested ranks that this one's checkpoints are cut of
+    variant: str = ""  # what tells it from other trials of its method and rank, in words
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ def plan_sweep(
         asked = parse_config(Recipe, data, f"{source}: search")
         recipe = fit_recipe(asked, family, source)
         trial = trial_id(dataset, base_hash, recipe)
-        trials[trial] = PlannedTrial(trial, recipe)
+        variant = variant_words(config.search, overrides)
+        trials.setdefault(trial, PlannedTrial(trial, recipe, variant=variant))
         for cut in cut_recipes(recipe):
             name = trial_id(dataset, base_hash, cut)
-            trials[name] = PlannedTrial(name, cut, trial)
+            trials.setdefault(name, PlannedTrial(name, cut, trial, variant))
     combinations = sum(planned.cut_of is None for planned in trials.values())
     if combinations > MAX_TRIALS:
         raise UserError(

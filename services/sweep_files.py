@@ -134,6 +134,7 @@ def candidates(
                         score,
                         views,
                         network.nested_ranks or (),
+                        planned.variant,
                     )
                 )
     return found

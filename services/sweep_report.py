@@ -137,6 +137,7 @@ def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> 
         trial=planned.trial,
         method=network.method,
         rank=network.rank,
+        variant=planned.variant,
         note=approximation(network.nested_ranks) if network.nested_ranks else "",
         failed_guards=failed,
         views_per_step=views_per_image(

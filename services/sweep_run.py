@@ -180,6 +180,7 @@ def run_sweep(
         store=str(home.store.root),
         max_slots=home.settings.trials_per_pack,
         gradient_checkpointing=home.settings.gradient_checkpointing,
+        compile=home.settings.compile,
         strategy=home.settings.strategy,
         offload_base=home.settings.offload_base,
         keep_all_states=home.settings.optimizer_states == "all",

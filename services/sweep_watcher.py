@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rich.markup import escape
+
 from services.progress import Display, Step
 from services.sweep import PlannedTrial, SweepPlan
 
@@ -50,6 +52,8 @@ class Watcher:
             self._display.say(f"  {pack_line(event)}")
         elif kind == "out_of_memory":
             self._display.say(f"  [yellow]{split_line(event)}[/]")
+        elif kind == "compiled":
+            self._display.say(f"  {compiled_line(event)}")
         if "trial" not in event:
             return
         planned = self._trials[event["trial"]]
@@ -63,6 +67,7 @@ class Watcher:
     def _tell(self, kind: str, event: dict[str, Any], planned: PlannedTrial) -> None:
         network = planned.recipe.network
         title = f"{network.title}{' of nested ranks' if network.nested_ranks else ''}"
+        title += f" ({planned.variant})" if planned.variant else ""
         if kind == "step":
             speed = f"{event['pack_images_per_s']:.3g} images/s"
             self._step.note(f"{title} loss {event['loss']:.3f}, {speed}")
@@ -70,11 +75,13 @@ class Watcher:
             self.scoring_seconds.append(event["seconds"])
             identity = event["score"]["identity"]
             self._display.say(
-                f"  {title} step {event['step']}: identity {identity['value']:.2f} "
-                f"[{identity['low']:.2f}, {identity['high']:.2f}]".replace("[", r"\[")
+                escape(
+                    f"  {title} step {event['step']}: identity {identity['value']:.2f} "
+                    f"[{identity['low']:.2f}, {identity['high']:.2f}]"
+                )
             )
         elif kind == "failed":
-            self._display.say(f"  [red]{title} failed:[/] {event['error']}")
+            self._display.say(f"  [red]{escape(title)} failed:[/] {escape(event['error'])}")
 
 
 def pack_line(event: dict[str, Any]) -> str:
@@ -85,6 +92,17 @@ def pack_line(event: dict[str, Any]) -> str:
     if event["text_encoder_bytes"]:
         base += f" and text encoders of {event['text_encoder_bytes'] / MB:.0f} MB"
     return f"pack of {len(sizes)}: {each} MB each on {base}"
+
+
+def compiled_line(event: dict[str, Any]) -> str:
+    """What a `compiled` event says: whether compiled blocks are to be trusted on this machine."""
+    difference = f"{event['difference']:.1e}"
+    if event["kept"]:
+        return f"compiled blocks checked: gradients differ by {difference} of themselves"
+    return (
+        f"[yellow]compiled blocks give other gradients here (by {difference} of themselves); "
+        "going on without them, with the right ones[/]"
+    )
 
 
 def buckets_line(event: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from training.batches import (
     shared_out,
 )
 from training.checkpoints import save_checkpoint
+from training.compiled import check_programs
 from training.families import Base
 from training.latents import LatentCache
 from training.losses import pack_losses
@@ -171,11 +173,17 @@ def train_pack(
             for slot in slots:
                 bank.cut(slot.index, drawn_rank(slot.recipe, slot.step))
             bank.zero_grad()
-            losses, lack = _add_up_gradients(
-                base, pack, micro_batches.recipe, precision, rank, world_size, step_samples
-            )
+            add_up = partial(
+                _add_up_gradients, base, pack, micro_batches.recipe, precision, rank, world_size,
+                step_samples,
+            )  # fmt: skip
+            losses, lack = add_up()
             if lack is None:
                 bank.collect_gradients()
+                losses, lack, difference = check_programs(base, bank, precision, losses, add_up)
+                if difference is not None and rank == 0 and on_event is not None:
+                    is_kept = base.compiled is not None
+                    on_event({"kind": "compiled", "difference": difference, "kept": is_kept})
 
             stopping = stop is not None and stop()
             is_lacking = lack is not None

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from training.buckets import BucketLimits, crop_sizes, largest_size
+from training.compiled import compile_blocks
 from training.families import Base, family_of
 from training.latents import Bucket, LatentCache
 from training.loop import Event, base_dtype, train_pack
@@ -46,6 +47,7 @@ class ProbeRequest:
     use_gpu: bool
     threads: int
     gradient_checkpointing: bool = False
+    compile: bool = False
     memory_bytes: int | None = None  # of the accelerator, if not all of it; a CPU's is not limited
 
 
@@ -93,6 +95,8 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
     base = load_quantised(request.base, device, dtype, shared.base_precision)
     if request.gradient_checkpointing:
         base.denoiser.enable_gradient_checkpointing()
+    if request.compile:
+        compile_blocks(base)
     base.release_encoders()
     steps: list[Event] = []
     lacks: list[Event] = []

@@ -102,8 +102,18 @@ class QuantisedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        output: Tensor = _FrozenProduct.apply(x.to(dtype), self.weight, self.bias)
-        return output
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return frozen_product(x.to(dtype), self.weight, bias)
+
+
+def frozen_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W·x + bias, both in the type of `x`, with gradients for `x`.  # (..., in), (out, in)"""
+    if not is_quantised(weight):
+        return nn.functional.linear(
+            x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        )
+    output: Tensor = _FrozenProduct.apply(x, weight, bias)
+    return output
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -112,7 +122,7 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return product(x, weight, None if bias is None else bias.to(x.dtype))
+        return product(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioning import UserError
+from training.compiled import uncompiled
 from training.families import Base, Conditions
 
 # Text embeddings of a loaded base, by prompt: a sweep asks the same prompts at every checkpoint.
@@ -139,7 +140,7 @@ def _ready(base: Base) -> Iterator[None]:
     training = base.denoiser.training
     base.denoiser.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled(base):
             yield
     finally:
         base.denoiser.train(training)

@@ -36,10 +36,14 @@ class Candidate:
     score: Score
     views: float | None = None  # of each training picture, on average, up to this step
     nested_ranks: tuple[int, ...] = ()  # of the run that its rank was cut from, or is the whole of
+    variant: str = ""  # what tells its trial from others of its method and rank, in words
 
     @property
     def title(self) -> str:
-        title = f"rank {self.rank} {METHOD_NAMES.get(self.method, self.method)} at step {self.step}"
+        title = f"rank {self.rank} {METHOD_NAMES.get(self.method, self.method)}"
+        if self.variant:
+            title += f" ({self.variant})"
+        title += f" at step {self.step}"
         if self.nested_ranks:
             title += f" ({approximation(self.nested_ranks)})"
         return title

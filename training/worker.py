@@ -38,6 +38,7 @@ from training.checkpoints import (
     load_checkpoint,
 )
 from training.class_pictures import class_samples
+from training.compiled import compile_blocks
 from training.families import Base, family_of
 from training.group import Group, Ledger
 from training.latents import LatentCache, encode_dataset, encode_samples
@@ -83,6 +84,7 @@ class SweepJob:
     score_dir: str  # the bare base's images and scores, shared by the trials
     max_slots: int = MAX_SLOTS  # trials that are trained together at most
     gradient_checkpointing: bool = False  # activations are computed again, not kept
+    compile: bool = False  # the denoiser's blocks are, in training
     keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint
     strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
     batch_workers: int | None = None  # that batch_size is written for; None: those of the group
@@ -90,8 +92,10 @@ class SweepJob:
     store: str | None = None  # the farm's, which holds the sets of class pictures
 
     def __post_init__(self) -> None:
-        """Raises UserError for a quantised base with fsdp."""
+        """Raises UserError for a quantised base with fsdp, ValueError for a compiled one."""
         if self.strategy == "fsdp":
+            if self.compile:
+                raise ValueError("a compiled block cannot gather its weights, as fsdp has it do")
             refuse_quantised_shares(spec.recipe for spec in self.trials)
 
 
@@ -433,6 +437,9 @@ class Worker:
                 self._base = load_sharded(self.job.base, self.device, dtype, self._mesh, offload)
             if self.job.gradient_checkpointing:
                 self._base.denoiser.enable_gradient_checkpointing()
+            if self.job.compile:
+                buckets = any(spec.recipe.aspect_buckets for spec in self.job.trials)
+                compile_blocks(self._base, shapes_vary=buckets)
         return self._base
 
     def _cache_for(self, recipe: Recipe) -> LatentCache:

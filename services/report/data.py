@@ -58,13 +58,14 @@ class TrialResult:
     seconds: float  # of training; in a pack its share
     checkpoints: tuple[CheckpointResult, ...]
     losses: tuple[tuple[int, float], ...] = ()  # (step, loss)
-    label: str = ""  # names the trial in plots; empty: made of method and rank
+    variant: str = ""  # what tells it from others of its method and rank, in words
     views_per_step: float | None = None  # of each training picture, on average
     note: str = ""  # what must be known of it, such as that its rank is approximate
 
     @property
     def title(self) -> str:
-        return self.label or f"rank {self.rank} {METHOD_NAMES.get(self.method, self.method)}"
+        title = f"rank {self.rank} {METHOD_NAMES.get(self.method, self.method)}"
+        return f"{title}, {self.variant}" if self.variant else title
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def read_trial(
     rank: int,
     failed_guards: Mapping[int, tuple[str, ...]] | None = None,
     seconds: float | None = None,
-    label: str = "",
+    variant: str = "",
     views_per_step: float | None = None,
     note: str = "",
 ) -> TrialResult:
@@ -232,7 +233,7 @@ def read_trial(
         seconds=spent if seconds is None else seconds,
         checkpoints=checkpoints,
         losses=tuple((row.step, row.values["loss"]) for row in rows if "loss" in row.values),
-        label=label,
+        variant=variant,
         views_per_step=views_per_step,
         note=note,
     )

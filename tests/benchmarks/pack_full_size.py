@@ -1,14 +1,16 @@
 """Times packs on SDXL's and FLUX.1's full shapes with random weights: for a GPU.
 
 usage: PYTHONPATH=. python tests/benchmarks/pack_full_size.py [--models sdxl flux] [--px 512 1024]
-           [--slots 1 2 4 8 16] [--rank 16] [--steps 8] [--checkpointing] [--device cuda] [--small]
+           [--slots 1 2 4 8 16] [--rank 16] [--steps 8] [--checkpointing] [--compile]
+           [--device cuda] [--small]
 
 Batch 1 per adapter, base and activations in bf16, adapters and AdamW in fp32; a step is forward,
 backward, clipping and AdamW, as in training. The baseline is PEFT's LoRA and DoRA on the same
 denoiser. Per row: median step, adapter steps per second against solo PEFT, the largest memory, and
 what share of the rate of a large matrix product, measured in the same run, the step reaches (its
-floating-point operations counted, recomputation included). --small shrinks the networks, to try
-the script without a GPU: its numbers say nothing.
+floating-point operations counted, recomputation included). --compile compiles the blocks, PEFT's
+layers in them too. --small shrinks the networks, to try the script without a GPU: its numbers say
+nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.adapters import attach_pack, detach, initial_adapter
 from training.checkpoints import Contents
+from training.compiled import compile_blocks
 from training.families import Base
 from training.families.flux import FluxBase
 from training.families.sdxl import SDXLBase
@@ -260,6 +263,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
@@ -269,11 +273,14 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     limit = ceiling(device, 512 if options.small else CEILING_SIDE)
     print(f"torch {torch.__version__}, {name}, bf16, rank {options.rank}")
-    print(f"checkpointing {options.checkpointing}; a matmul of {limit / 1e12:.1f} TFLOP/s")
+    print(f"checkpointing {options.checkpointing}, compiled {options.compile}")
+    print(f"a matmul of {limit / 1e12:.1f} TFLOP/s")
     for model in options.models:
         base = build(model, options.small, device)
         if options.checkpointing:
             base.denoiser.enable_gradient_checkpointing()
+        if options.compile:
+            compile_blocks(base)
         base.denoiser.train()
         for px in options.px:
             table(base, px, options, limit)

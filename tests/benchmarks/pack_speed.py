@@ -2,12 +2,14 @@
 
 usage: PYTHONPATH=. python tests/benchmarks/pack_speed.py [--rounds 15] [--latents 8 16]
            [--slots 1 2 4 8] [--rank 16] [--threads 2] [--device cpu] [--targets attention]
+           [--compile]
 
 The UNet has SDXL's structure with random weights: channels 32, 64, 128 and 1, 2, 4 transformer
 layers. Batch 1 per adapter, fp32; a step is forward, backward, clipping and AdamW. The variants
 take turns, each once in a round, and a ratio is the median of the rounds' ratios: what else the
 machine does hits all of them. Before anything is timed, a pack of one must have PEFT's gradients.
-`--targets attention+ff+conv` adapts the convolutions too, in both.
+`--targets attention+ff+conv` adapts the convolutions too, in both. `--compile` adds the largest
+packs with compiled blocks; compiling, a minute or so each, is not counted.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from training.adapters import attach_pack, initial_adapter, target_layers
 from training.checkpoints import Contents
+from training.compiled import compile_blocks
 from training.families.stable_diffusion import (
     UNET_ATTENTION,
     UNET_CONVOLUTIONS,
@@ -40,6 +43,7 @@ LR, CLIP_NORM = 1e-4, 1.0
 GRADIENT_TOLERANCE = 1e-5
 MIXED_RANKS = (2, 4, 8, 16)
 METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA"}
+BARE, COMPILED = "base alone", "compiled"
 WARMUP_ROUNDS = 2
 Step = Callable[[], None]
 
@@ -66,7 +70,9 @@ def build_unet(latent_side: int, device: torch.device) -> Any:
     return unet.to(device)
 
 
-def losses(unet: Any, side: int, count: int, device: torch.device) -> Callable[[], Tensor]:
+def losses(
+    unet: Any, side: int, count: int, device: torch.device, requires_grad: bool = False
+) -> Callable[[], Tensor]:
     """A function that gives the loss of each of `count` fixed samples."""
     generator = torch.Generator().manual_seed(1)
 
@@ -76,6 +82,7 @@ def losses(unet: Any, side: int, count: int, device: torch.device) -> Callable[[
     latents, noise = draw(count, 4, side, side), draw(count, 4, side, side)
     text, pooled = draw(count, TOKENS, TEXT_WIDTH), draw(count, POOLED_WIDTH)
     timesteps = torch.randint(1000, (count,), generator=generator).to(device)
+    latents.requires_grad_(requires_grad)
     conditions = {
         "text_embeds": pooled,
         "time_ids": torch.zeros(count, TIME_IDS, device=device),
@@ -131,9 +138,13 @@ def peft_step(side: int, network: dict[str, Any], device: torch.device) -> tuple
     return step, unet
 
 
-def pack_step(side: int, networks: list[dict[str, Any]], device: torch.device) -> tuple[Step, Any]:
+def pack_step(
+    side: int, networks: list[dict[str, Any]], device: torch.device, compiled: bool = False
+) -> tuple[Step, Any]:
     """A step of `training.loop` with one sample per slot, and the bank."""
     base = random_base(side, device)
+    if compiled:
+        compile_blocks(base)
     recipes = [
         Recipe.model_validate({"network": network, "optimizer": {"lr": LR}}) for network in networks
     ]
@@ -157,6 +168,13 @@ def pack_step(side: int, networks: list[dict[str, Any]], device: torch.device) -
         bank.changed()
 
     return step, bank
+
+
+def bare_step(side: int, count: int, device: torch.device) -> Step:
+    """The base's own passes, without any adapter: what no way of adapting it can do without."""
+    unet = build_unet(side, device)
+    compute = losses(unet, side, count, device, requires_grad=True)
+    return lambda: compute().sum().backward()
 
 
 def check_gradients(side: int, usual: dict[str, Any], device: torch.device) -> None:
@@ -201,6 +219,9 @@ def report(side: int, slots: list[int], times: dict[str, list[float]]) -> None:
     print("| variant | step, ms | per adapter, ms | adapters per second, × solo PEFT |")
     print("|---|---|---|---|")
     for name, taken in times.items():
+        if name.startswith(BARE):
+            print(f"| {name} | {statistics.median(taken):.0f} | | |")
+            continue
         adapters = 1 if name.startswith("PEFT") else int(name.rsplit("=", 1)[1])
         solo = times["PEFT LoRA" if "LoRA" in name else "PEFT DoRA"]
         gain = f"{ratio(solo, taken, adapters):.2f}" if "mixed" not in name else ""
@@ -214,6 +235,10 @@ def report(side: int, slots: list[int], times: dict[str, list[float]]) -> None:
         for axis in ("input", "output"):
             found = ratio(times[f"DoRA {axis} K={count}"], lora)
             print(f"; {axis} K={count} {found:.2f}", end="")
+    for name, taken in times.items():
+        if name.startswith(COMPILED):
+            gain = ratio(times[name.removeprefix(f"{COMPILED} ")], taken)
+            print(f"\n{name}: {gain:.2f} × as fast as uncompiled", end="")
     most = max(slots)
     mixed = times[f"mixed K={most}"]
     print(
@@ -232,6 +257,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--targets", choices=PRESETS, default="attention")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -254,6 +280,10 @@ def main() -> None:
             for count in options.slots:
                 steps[f"{name} K={count}"], _ = pack_step(side, [network] * count, device)
         most = max(options.slots)
+        for name, network in uniform.items() if options.compile else ():
+            step, _ = pack_step(side, [network] * most, device, compiled=True)
+            steps[f"{COMPILED} {name} K={most}"] = step
+        steps[f"{BARE}, batch {most}"] = bare_step(side, most, device)
         mixed = [
             {
                 **usual,

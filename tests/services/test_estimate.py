@@ -179,7 +179,7 @@ def test_a_measurement_is_for_one_composition_on_one_base(tmp_path: Path, base: 
         )
     ]
     others.append(packs(plain, base=BaseFacts(base.source, "other", base.family)))
-    for changes in ({"gradient_checkpointing": True}, {"cpus_per_worker": 2}):
+    for changes in ({"gradient_checkpointing": True}, {"compile": True}, {"cpus_per_worker": 2}):
         settings = home.settings.model_copy(update=changes)
         others.append(packs(plain, home=Home(tmp_path, settings)))
     assert all(other.measured is None for (other,) in others)

@@ -132,7 +132,7 @@ def test_text_from_people_stays_text_everywhere(tmp_path: Path, evil: str) -> No
         prompts=(evil, evil),
         winner=WinnerChoice("t000000000002", 10, evil),
         provenance={evil: evil},
-        trials=tuple(replace(trial, label=evil) for trial in whole.trials),
+        trials=tuple(replace(trial, variant=evil) for trial in whole.trials),
     )
     _, page = build(replace(examples.report(whole), title=evil), tmp_path)
     assert page.tags.isdisjoint({"script", "iframe"})

@@ -128,7 +128,7 @@ def test_figures_draw_every_trial_with_the_measured_values() -> None:
 
 def test_many_trials_share_grey_and_one_entry_in_the_legend() -> None:
     whole = examples.character()
-    many = tuple(replace(whole.trials[0], trial=f"t{n}", label=f"trial {n}") for n in range(20))
+    many = tuple(replace(whole.trials[0], trial=f"t{n}", variant=f"trial {n}") for n in range(20))
     figure = identity_figure(replace(whole, trials=(*many, whole.trials[1])), DARK)
     [legend] = figure.legends
     labels = [text.get_text() for text in legend.get_texts()]

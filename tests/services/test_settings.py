@@ -49,6 +49,7 @@ def test_the_list_is_read(tmp_path: Path):
         ("workers: 2\ngpus_per_worker: 0.5", "needs `workers: 1`"),
         ("gpus_per_worker: 0", "gpus_per_worker"),
         ("offload_base: true", "needs `strategy: fsdp`"),
+        ("compile: true\nstrategy: fsdp", "`compile` needs `strategy: ddp`"),
         ("strategy: deepspeed", "strategy"),
     ],
 )

@@ -92,3 +92,20 @@ def test_a_lack_of_memory_is_told(plan: SweepPlan):
     }
     written, _ = watch(plan, event)
     assert "pack of 3 goes on with batches of 2, 4 in each step" in written
+
+
+def test_what_tells_trials_apart_is_said_and_text_with_brackets_stays_whole():
+    recipe = {"class_pictures": "people", "prior_weight": 0.5}
+    search = {"class_prompt": ["a [red] person", "a person"]}
+    config = parse_config(SweepConfig, {"search": search, "recipe": recipe}, "test")
+    plan = plan_sweep(config, DATASET, "b" * 64, "sd15", "test")
+    failed = {"kind": "failed", "trial": plan.trials[0].trial, "error": "[/] in the way"}
+    written, _ = watch(plan, failed)
+    assert "lora r16 (class_prompt a [red] person) failed: [/] in the way" in written
+
+
+def test_compiled_blocks_are_told_to_agree_or_not(plan: SweepPlan):
+    event = {"kind": "compiled", "difference": 2.5e-7, "kept": True}
+    assert "compiled blocks checked: gradients differ by 2.5e-07" in watch(plan, event)[0]
+    written, _ = watch(plan, {**event, "difference": 0.04, "kept": False})
+    assert "by 4.0e-02 of themselves); going on without them" in written

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -155,6 +157,13 @@ def test_a_likeness_that_is_not_above_the_base_is_called_so() -> None:
 def test_an_identity_without_scale_is_called_so() -> None:
     reason = choose_winner([candidate(0.3, normalised=False)], LIMITS).reason
     assert "not normalised" in reason
+
+
+def test_what_tells_trials_apart_is_in_the_reason() -> None:
+    found = [replace(candidate(0.9), variant="lr 0.001"), replace(candidate(0.2), variant="lr 1")]
+    reason = choose_winner(found, Limits()).reason
+    assert "rank 4 LoRA (lr 0.001) at step 200: highest" in reason
+    assert "clear of the next (rank 4 LoRA (lr 1) at step 200" in reason
 
 
 def test_a_limit_itself_passes_and_none_switches_a_guard_off() -> None:

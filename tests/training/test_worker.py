@@ -4,7 +4,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from captioning import DatasetVersion
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.compiled import compile_blocks
 from training.families import Base
 from training.group import Group, Ledger
 from training.loop import Event
@@ -116,6 +117,25 @@ def test_activations_computed_again_give_the_same_adapters(
             for spec in (one, other)
         )
         assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_compiled_base_gives_the_same_adapters(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The compiler follows the code and generates none, which takes seconds and not minutes.
+    monkeypatch.setattr("training.worker.compile_blocks", partial(compile_blocks, backend="eager"))
+    plain = make_job(recipe(), recipe(seed=1, network={"rank": 4, "method": "dora"}))
+    moved = tuple(replace(spec, trial_dir=tmp_path / "again" / spec.trial) for spec in plain.trials)
+    assert run(plain)[0] is None
+    problem, events = run(replace(plain, trials=moved, compile=True))
+    assert problem is None
+    assert [event["kept"] for event in events if event["kind"] == "compiled"] == [True]
+    for one, other in zip(plain.trials, moved, strict=True):
+        first, again = (
+            load_checkpoint(list_checkpoints(spec.trial_dir)[-1].path).adapter
+            for spec in (one, other)
+        )
+        assert all(torch.allclose(first[n], again[n], rtol=1e-4, atol=1e-6) for n in first)
 
 
 def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.pack.parts import Layer
+from training.pack.traced import Leaves, leaf, packed_linear
 from training.quantised import computed, is_quantised, product
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class BankLayer(nn.Module, ABC):
         if self.bank.is_off:
             bare: Tensor = self.base_layer(x)
             return bare
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        dtype = _dtype(x)
         return self._packed(x.to(dtype), self.bank.layer_tensors(self._index, dtype))
 
     @abstractmethod
@@ -60,8 +60,43 @@ class BankLayer(nn.Module, ABC):
         """The output with every slot's update on its own rows."""
 
 
+def _dtype(x: Tensor) -> torch.dtype:
+    """What a layer computes in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class BankLinear(BankLayer):
     """For a linear layer.  # (N, ..., in) -> (N, ..., out)"""
+
+    def __init__(self, base_layer: Layer, bank: AdapterBank, index: int) -> None:
+        super().__init__(base_layer, bank, index)
+        self._leaves: Leaves | None = None
+        self._leaves_are_of: LayerTensors | None = None
+
+    def prepare_traced(self) -> None:
+        """To be called before every pass in which this layer is part of a compiled block.
+
+        What the bank holds for it is looked up here, since a compiler should not follow that.
+        """
+        layer = self.bank.layer_tensors(self._index, torch.float32)
+        if layer is self._leaves_are_of:
+            return
+        self._leaves_are_of = layer
+        in_gain, out_gain = layer.input_gain, layer.output_gain
+        self._leaves = Leaves(
+            leaf(layer.down, layer.down_grad),
+            leaf(layer.up, layer.up_grad),
+            None if in_gain is None else leaf(in_gain, layer.input_gain_grad),
+            None if out_gain is None else leaf(out_gain, layer.output_gain_grad),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() or self.bank.is_off:
+            return super().forward(x)
+        assert self._leaves is not None, "prepare_traced was not called"
+        inner = self.base_layer
+        return packed_linear(x.to(_dtype(x)), inner.weight, inner.bias, self._leaves)
 
     def _packed(self, x: Tensor, layer: LayerTensors) -> Tensor:
         weight, bias = self.base_layer.weight, self.base_layer.bias

@@ -1,0 +1,208 @@
+"""Blocks compiled by torch.compile: the same adapters, in every family and in packs that change.
+
+Most tests have the compiler follow the code and run what it found without generating any
+(`backend="eager"`), which shows that it sees all of a block; one generates code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_families
+import torch
+from torch._dynamo.utils import counters
+
+from captioning import UserError
+from training import sampling
+from training.checkpoints import list_checkpoints, load_checkpoint
+from training.compiled import compile_blocks, repeated_blocks
+from training.families import Base, load_base
+from training.loop import train_pack
+from training.pack.layer import BankLinear
+from training.pack.slot import Trial
+from training.probe import random_cache
+from training.quantised import load_quantised
+from training.recipe import Recipe
+
+FAMILIES = ["sdxl", "sd3", "flux-dev", "flux2-klein", "zimage", "qwen_image"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def forget_programs() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def recipe(**changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "network": {"rank": 2},
+        # A larger eps than Adam's own: else a gradient of pure rounding moves a weight by an lr.
+        "optimizer": {"lr": 1e-2, "eps": 1e-3},
+        "steps": 2,
+        "checkpoint_every": 2,
+        "batch_size": 1,
+        "resolution": 64,
+        "min_snr_gamma": None,
+        "caption_dropout": 0.0,
+    }
+    return Recipe.model_validate({**data, **changes})
+
+
+def mixed(**changes: Any) -> list[Recipe]:
+    """LoRA and both DoRAs of several ranks; the first leaves the pack before the others."""
+    dora = {"rank": 3, "method": "dora"}
+    return [
+        recipe(**{"steps": 1, "checkpoint_every": 1, **changes}),
+        recipe(network={**dora, "dora_axis": "input"}, seed=1, **changes),
+        recipe(network={**dora, "dora_axis": "output", "rank": 4}, seed=2, **changes),
+    ]
+
+
+def train_all(
+    base: Base, recipes: list[Recipe], folder: Path, events: list[dict[str, Any]] | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """The adapters of the last checkpoints."""
+
+    def fail(trial: Trial, error: Exception) -> None:
+        raise AssertionError(trial.id) from error
+
+    cache = random_cache(base, recipes[0])
+    trials = [Trial(folder / f"t{k}", own, cache) for k, own in enumerate(recipes)]
+    told = [] if events is None else events
+    train_pack(base, trials, on_failure=fail, on_event=told.append)
+    last = [list_checkpoints(trial.trial_dir)[-1].path for trial in trials]
+    return [load_checkpoint(path).adapter for path in last]
+
+
+def assert_close(found: list[Any], expected: list[Any], tolerance: float) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, tensor in other.items():
+            error = float((one[name] - tensor).norm())
+            assert error <= tolerance * float(tensor.norm()), name
+
+
+def leave_unchecked(base: Base) -> None:
+    """A check computes as is written, which `refuse_eager_layers` would refuse."""
+    base.compiled = None
+
+
+def refuse_eager_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outside(layer: BankLinear, x: torch.Tensor, tensors: Any) -> torch.Tensor:
+        raise AssertionError("a layer computes outside of the compiled blocks")
+
+    monkeypatch.setattr(BankLinear, "_packed", outside)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_compiler_sees_whole_blocks_of_every_family(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(tiny_families.build(family, tmp_path / "base"))
+    recipes = mixed(steps=1, checkpoint_every=1)
+    expected = train_all(base, recipes, tmp_path / "plain")
+    compile_blocks(base, backend="eager")
+    leave_unchecked(base)
+    refuse_eager_layers(monkeypatch)
+    assert_close(train_all(base, recipes, tmp_path / "compiled"), expected, 1e-5)
+    assert counters["stats"]["unique_graphs"] > 1
+    assert not counters["graph_break"]
+
+
+def test_a_pack_that_gets_smaller_with_a_teacher_and_activations_computed_again(
+    tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, recipes = load_base(tiny_base_path), mixed(prior_weight=0.5)
+    expected = train_all(base, recipes, tmp_path / "plain")
+    compile_blocks(base, backend="eager")
+    base.denoiser.enable_gradient_checkpointing()
+    leave_unchecked(base)
+    refuse_eager_layers(monkeypatch)
+    assert_close(train_all(base, recipes, tmp_path / "compiled"), expected, 1e-5)
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_a_quantised_base(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_families.build("flux2-klein", tmp_path / "base")
+    base = load_quantised(folder, CPU, torch.float32, form)
+    recipes = [recipe(base_precision=form, steps=1, checkpoint_every=1)]
+    expected = train_all(base, recipes, tmp_path / "plain")
+    compile_blocks(base, backend="eager")
+    leave_unchecked(base)
+    refuse_eager_layers(monkeypatch)
+    assert_close(train_all(base, recipes, tmp_path / "compiled"), expected, 1e-5)
+
+
+@pytest.mark.slow
+def test_generated_code_gives_the_same_adapters_and_goes_on_bit_for_bit(
+    tiny_base_path: Path, tmp_path: Path
+) -> None:
+    recipes = mixed(steps=3, checkpoint_every=1, batch_size=2)[2:]
+    base = load_base(tiny_base_path)
+    expected = train_all(base, recipes, tmp_path / "plain")
+    compile_blocks(base)
+    events: list[dict[str, Any]] = []
+    whole = train_all(base, recipes, tmp_path / "whole", events)
+    [checked] = [event for event in events if event["kind"] == "compiled"]
+    assert checked["kept"]
+    assert 0 < checked["difference"] < 1e-4
+    assert_close(whole, expected, 1e-4)
+    short = [own.model_copy(update={"steps": 2}) for own in recipes]
+    train_all(base, short, tmp_path / "broken")
+    again = train_all(base, recipes, tmp_path / "broken")
+    for one, other in zip(again, whole, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_programs_that_compute_something_else_are_found_out(
+    tiny_base_path: Path, tmp_path: Path
+) -> None:
+    def wrong(program: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        return lambda *given: tuple(1.01 * output for output in program(*given))
+
+    base, recipes = load_base(tiny_base_path), mixed()
+    expected = train_all(base, recipes, tmp_path / "plain")
+    compile_blocks(base, backend=wrong)
+    events: list[dict[str, Any]] = []
+    found = train_all(base, recipes, tmp_path / "compiled", events)
+    [checked] = [event for event in events if event["kind"] == "compiled"]
+    assert not checked["kept"]
+    assert checked["difference"] > 1e-3
+    assert base.compiled is None
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_pictures_are_made_uncompiled(tiny_base_path: Path) -> None:
+    base = load_base(tiny_base_path)
+    asked = {"steps": 2, "guidance": 2.0, "size_px": 64}
+    expected = sampling.sample(base, ["a hat"], [0], **asked)
+    compile_blocks(base, backend="eager")
+    counters.clear()
+    assert (sampling.sample(base, ["a hat"], [0], **asked) == expected).all()
+    assert not counters["stats"]
+
+
+def test_blocks_with_convolutions_stay_as_they_are(tiny_base_path: Path) -> None:
+    blocks = repeated_blocks(load_base(tiny_base_path).denoiser)
+    assert {type(block).__name__ for block in blocks} == {"BasicTransformerBlock"}
+
+
+def test_a_machine_without_a_compiler_is_told_so(
+    tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "no-compiler"),))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    base = load_base(tiny_base_path)
+    with pytest.raises(UserError) as raised:
+        compile_blocks(base)
+    assert raised.value.where == "settings.yaml: compile"
+    assert "C++ compiler" in raised.value.fix
+    assert base.compiled is None
