@@ -67,7 +67,7 @@ def estimate_command(
         console.print(f"training: {duration(sum(known))}; {scoring}")
     if workers > 1:
         console.print(f"one worker was measured: what {workers} exchange at a step is not in it")
-    if home.settings.strategy == "fsdp":
+    if home.settings.strategy != "ddp":
         console.print(
             f"the whole base was measured, of which each worker holds 1/{workers}: it takes less"
         )
@@ -100,7 +100,7 @@ def quantised_forms(settings: Settings) -> tuple[BasePrecision, ...]:
 
     On a CPU none: the base is whole in the very memory while it is read.
     """
-    if not uses_gpu(settings) or settings.strategy == "fsdp" or find_spec("bitsandbytes") is None:
+    if not uses_gpu(settings) or settings.strategy != "ddp" or find_spec("bitsandbytes") is None:
         return ()
     return "int8", "nf4"
 

@@ -104,15 +104,16 @@ class Settings(BaseModel):
         description="What a worker books of a GPU in Ray's accounts, so that other farms on the "
         "same cluster find a place beside it. It does not limit the memory that is used.",
     )
-    strategy: Literal["ddp", "fsdp"] = Field(
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = Field(
         "ddp",
-        description="ddp: every worker holds the whole frozen base. fsdp: every worker holds its "
-        "share of it, for a base that does not fit one GPU. The results are the same.",
+        description="ddp: every worker holds the whole frozen base. fsdp, deepspeed: every worker "
+        "holds its share of it, for a base that does not fit one GPU; by PyTorch's FSDP2, or by "
+        "DeepSpeed's ZeRO-3 where that is installed. The results are the same.",
     )
     offload_base: bool = Field(
         False,
-        description="With fsdp on GPUs: keep the shares in the host's memory, and on the GPU only "
-        "the block that computes. Much slower.",
+        description="With fsdp or deepspeed on GPUs: keep the shares in the host's memory, and on "
+        "the GPU only the block that computes. Much slower.",
     )
 
     @model_validator(mode="after")
@@ -132,12 +133,12 @@ class Settings(BaseModel):
                 "`gpus_per_worker` below 1 needs `workers: 1`: workers of one group cannot "
                 "exchange gradients on the same GPU"
             )
-        if self.compile and self.strategy == "fsdp":
+        if self.compile and self.strategy != "ddp":
             raise ValueError(
                 "`compile` needs `strategy: ddp`: a compiled block cannot gather its weights"
             )
-        if self.offload_base and self.strategy != "fsdp":
-            raise ValueError("`offload_base` needs `strategy: fsdp`")
+        if self.offload_base and self.strategy == "ddp":
+            raise ValueError("`offload_base` needs `strategy: fsdp` or `deepspeed`")
         return self
 
 

@@ -127,7 +127,7 @@ def plan_config(
     base = base_facts(config.base or home.settings.base or STARTER_BASE)
     config = with_class_sets(home.store, config)
     plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
-    if home.settings.strategy == "fsdp":
+    if home.settings.strategy != "ddp":
         refuse_quantised_shares(planned.recipe for planned in plan.trials)
     check_class_pictures(home.store, plan, dataset)
     if home.settings.embedder and config.scoring.embedder is None:

@@ -19,6 +19,7 @@ from captioning import UserError
 from training.families import Base, load_base
 from training.quantised import dequantised, is_quantised, scale_bytes
 from training.recipe import Recipe
+from training.zero import gathered, is_zero_share
 
 
 def worker_mesh(device: torch.device, workers: int) -> DeviceMesh:
@@ -35,16 +36,10 @@ def load_sharded(
 
     Read into the host's memory first, whole, and moved to `device` block by block. `offload`: the
     shares stay in the host's memory, pinned, and only the block that computes is on the device.
-    Raises UserError as `load_base` does, and for `offload` where the device is the host itself.
+    Raises UserError as `load_base` does.
     """
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-    if offload and device.type == "cpu":
-        raise UserError(
-            "settings.yaml: offload_base",
-            "is true, but training runs on the CPU, whose memory it would be moved to",
-            "set it to false",
-        )
     base = load_base(path_or_id, "cpu", dtype)
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     options: dict[str, Any] = {
@@ -64,23 +59,33 @@ def load_sharded(
 
 
 def refuse_quantised_shares(recipes: Iterable[Recipe]) -> None:
-    """Raise UserError for a recipe whose base is quantised, which FSDP2 cannot share out.
+    """Raise UserError for a recipe whose base is quantised, which cannot be shared out.
 
-    It gathers tensors of one type, and bitsandbytes' have scales beside them, of other types.
+    FSDP2 and ZeRO gather tensors of one type; bitsandbytes' have scales beside them, of others.
     """
     for recipe in recipes:
         if recipe.base_precision != "auto":
             raise UserError(
                 "recipe: base_precision",
-                f"is {recipe.base_precision}, and settings.yaml has `strategy: fsdp`, which cannot "
-                "share out a quantised base",
+                f"is {recipe.base_precision}, and settings.yaml has another `strategy` than "
+                "ddp: a quantised base cannot be shared out",
                 "set strategy to ddp, with which every worker holds the whole quantised base, or "
                 "base_precision to auto",
             )
 
 
+def refuse_offloading_to_itself(device: torch.device) -> None:
+    """Raise UserError where the device is the host, in whose memory the shares are anyway."""
+    if device.type == "cpu":
+        raise UserError(
+            "settings.yaml: offload_base",
+            "is true, but training runs on the CPU, whose memory it would be moved to",
+            "set it to false",
+        )
+
+
 def is_sharded(base: Base) -> bool:
-    return any(_is_share(weight) for weight in base.denoiser.parameters())
+    return any(_is_share(weight) or is_zero_share(weight) for weight in base.denoiser.parameters())
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -91,6 +96,8 @@ def whole(weight: Tensor) -> Tensor:
     """
     if is_quantised(weight):
         return dequantised(weight, torch.float32)
+    if is_zero_share(weight):
+        return gathered(weight)
     if not _is_share(weight):
         return weight.detach()
     from torch.distributed.tensor import DTensor
@@ -115,6 +122,8 @@ def held_bytes(tensor: Tensor) -> int:
     held: Any = tensor
     if is_quantised(tensor):
         return int(tensor.nbytes) + scale_bytes(tensor)
+    if is_zero_share(tensor):
+        return int(held.ds_tensor.nbytes)
     return int(held.to_local().nbytes if _is_share(tensor) else tensor.nbytes)
 
 

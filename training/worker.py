@@ -53,11 +53,17 @@ from training.prompts import ScoringConfig
 from training.quantised import BASE_PRECISIONS, load_quantised
 from training.recipe import Recipe
 from training.retention import drop_other_states
-from training.sharding import load_sharded, refuse_quantised_shares, worker_mesh
+from training.sharding import (
+    load_sharded,
+    refuse_offloading_to_itself,
+    refuse_quantised_shares,
+    worker_mesh,
+)
+from training.zero import load_with_zero
 
 FAILED_FILE = "failed.json"
 SETUP = "setup"
-Strategy = Literal["ddp", "fsdp"]
+Strategy = Literal["ddp", "fsdp", "deepspeed"]
 
 T = TypeVar("T")
 
@@ -88,15 +94,20 @@ class SweepJob:
     keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint
     strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
     batch_workers: int | None = None  # that batch_size is written for; None: those of the group
-    offload_base: bool = False  # with fsdp: the shares lie in the host's memory
+    offload_base: bool = False  # with shares: they lie in the host's memory
     store: str | None = None  # the farm's, which holds the sets of class pictures
 
     def __post_init__(self) -> None:
-        """Raises UserError for a quantised base with fsdp, ValueError for a compiled one."""
-        if self.strategy == "fsdp":
+        """Raises UserError for a quantised base that is shared out, ValueError if compiled."""
+        if self.is_shared_out:
             if self.compile:
-                raise ValueError("a compiled block cannot gather its weights, as fsdp has it do")
+                raise ValueError("a compiled block cannot gather its weights")
             refuse_quantised_shares(spec.recipe for spec in self.trials)
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether every worker holds its share of the frozen base."""
+        return self.strategy != "ddp"
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,11 @@ class Worker:
 
     def run(self) -> SetupError | None:
         """Train and score every trial that is not done; returns what kept all from starting."""
-        problem = self.group.rank_0_says(lambda: self._set_up(self._encode))
+        problem = None
+        if self.job.strategy == "deepspeed":
+            problem = self._load_together()
+        if problem is None:
+            problem = self.group.rank_0_says(lambda: self._set_up(self._encode))
         if problem is None:
             reference = self._reference()
             problem = self._on_rank_0(
@@ -190,6 +205,17 @@ class Worker:
             return SetupError("training worker", traceback.format_exc(), None)
         return None
 
+    def _load_together(self) -> SetupError | None:
+        """On every rank: DeepSpeed's workers exchange weights while they load a base."""
+        # It may have died of that before.
+        problem = self.group.rank_0_says(lambda: self._set_up(lambda: None))
+        if problem is None:
+            try:
+                self._base_for(self._reference())
+            except UserError as error:  # which all meet
+                problem = SetupError(error.where, error.found, error.fix)
+        return problem
+
     def _encode(self) -> None:
         for spec in self.job.trials:
             self._cache_for(spec.recipe)
@@ -197,7 +223,7 @@ class Worker:
 
     def _on_rank_0(self, recipe: Recipe, act: Callable[[], T]) -> T:
         """`act()`, which may sample, computed on rank 0 and given to every rank."""
-        if self._mesh is None:
+        if not self.job.is_shared_out:
             return self.group.rank_0_says(act)
         return in_step(self.group, self._base_for(recipe), act)
 
@@ -217,7 +243,7 @@ class Worker:
         try:
             return self._train_and_score(specs, seats)
         except survivable as error:
-            if self._mesh is not None:
+            if self.job.is_shared_out:
                 self._base = None  # a pass that broke off leaves blocks gathered
             if len(planned) == 1:
                 self._fail(planned[0], error)
@@ -430,11 +456,15 @@ class Worker:
         form = recipe.base_precision
         if self._base is None or (self._base.dtype, self._base.held_as) != (dtype, form):
             self._base = None
-            if self._mesh is None:
-                self._base = load_quantised(self.job.base, self.device, dtype, form)
+            place = self.job.base, self.device, dtype
+            if self.job.is_shared_out and self.job.offload_base:
+                refuse_offloading_to_itself(self.device)
+            if self.job.strategy == "deepspeed":
+                self._base = load_with_zero(*place, self.job.offload_base)
+            elif self._mesh is not None:
+                self._base = load_sharded(*place, self._mesh, self.job.offload_base)
             else:
-                offload = self.job.offload_base
-                self._base = load_sharded(self.job.base, self.device, dtype, self._mesh, offload)
+                self._base = load_quantised(*place, form)
             if self.job.gradient_checkpointing:
                 self._base.denoiser.enable_gradient_checkpointing()
             if self.job.compile:
@@ -442,12 +472,18 @@ class Worker:
                 compile_blocks(self._base, shapes_vary=buckets)
         return self._base
 
+    def _encoding_base(self, recipe: Recipe) -> Base:
+        """A base whose encoders are the recipe's: they do not depend on the denoiser's form."""
+        if self.job.strategy == "deepspeed" and self._base is not None:
+            return self._base  # another could only be loaded by all workers together
+        return self._base_for(recipe)
+
     def _cache_for(self, recipe: Recipe) -> LatentCache:
         """The encoded dataset; in memory once for all trials that can share it."""
         captions, limits = CaptionPlan.of(recipe), BucketLimits.of(recipe)
         key = recipe.resolution, recipe.flip, captions, limits
         if key not in self._caches:
-            base = self._base_for(recipe)
+            base = self._encoding_base(recipe)
             self._caches[key] = encode_dataset(
                 self._load_dataset(),
                 base,
@@ -481,7 +517,7 @@ class Worker:
             pictures = load_class_pictures(Store(Path(self.job.store)), name)
             self._caches[key] = encode_samples(
                 class_samples(pictures, recipe.class_prompt, self._load_dataset()),
-                self._base_for(recipe),
+                self._encoding_base(recipe),
                 recipe.resolution,
                 recipe.flip,
                 Path(self.job.latents_dir),

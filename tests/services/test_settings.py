@@ -48,9 +48,10 @@ def test_the_list_is_read(tmp_path: Path):
         ("workers: 2\nmin_workers: 3", "`min_workers` is 3, and `workers` 2"),
         ("workers: 2\ngpus_per_worker: 0.5", "needs `workers: 1`"),
         ("gpus_per_worker: 0", "gpus_per_worker"),
-        ("offload_base: true", "needs `strategy: fsdp`"),
+        ("offload_base: true", "needs `strategy: fsdp` or `deepspeed`"),
         ("compile: true\nstrategy: fsdp", "`compile` needs `strategy: ddp`"),
-        ("strategy: deepspeed", "strategy"),
+        ("compile: true\nstrategy: deepspeed", "`compile` needs `strategy: ddp`"),
+        ("strategy: megatron", "strategy"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str):

@@ -193,18 +193,34 @@ class _Tagger:
             )
 
 
-@pytest.fixture(scope="session")
-def frozen_dataset(
-    tiny_dataset: DatasetVersion, tmp_path_factory: pytest.TempPathFactory
-) -> DatasetVersion:
-    """The pictures of `tiny_dataset` as a real version on disk: taken in, captioned, frozen."""
-    store = Store(tmp_path_factory.mktemp("store"))
+def freeze_folder(folder: Path, home: Path) -> DatasetVersion:
+    """The pictures of a folder as a real version on disk: taken in, captioned, frozen."""
+    store = Store(home)
     character = make_character("zara", trigger="zkw", class_word="person")
-    take_in(tiny_dataset.path, store, character)
+    take_in(folder, store, character)
     add_character(store, character)
     observe(load_images(store, "zara"), store, _Tagger())
     caption_all(store, character)
     return freeze(store, character, holdout_share=0.25)
+
+
+@pytest.fixture(scope="session")
+def frozen_dataset(
+    tiny_dataset: DatasetVersion, tmp_path_factory: pytest.TempPathFactory
+) -> DatasetVersion:
+    """The pictures of `tiny_dataset` as `freeze_folder` gives them."""
+    return freeze_folder(tiny_dataset.path, tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def frozen_wide_dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetVersion:
+    """The same with half of them 120 × 70 px."""
+    folder = tmp_path_factory.mktemp("wide")
+    for sample in build_dataset(folder).train[::2]:
+        with Picture.open(sample.path) as picture:
+            wide = picture.resize((120, 70))
+        wide.save(sample.path)
+    return freeze_folder(folder, tmp_path_factory.mktemp("wide-store"))
 
 
 @pytest.fixture(scope="session")

@@ -88,8 +88,9 @@ def test_two_workers_give_the_curve_of_one_with_the_doubled_batch(
     dora = {"rank": 2, "method": "dora"}
     recipes = [recipe(), recipe(seed=10, network=dora)]
     job = make_job(tiny_base_path, frozen_dataset, tmp_path, *recipes)
-    # With half of the base each: gradients are averaged as by workers that have the whole.
-    job = replace(job, strategy="fsdp")
+    # With half of the base each, in what Ray sets up of the environment: gradients are averaged as
+    # by workers that have the whole.
+    job = replace(job, strategy="deepspeed")
     events: list[Event] = []
     run_trials(job, events.append, workers=2, storage=tmp_path / "ray")
     doubled = [recipe(batch_size=4), recipe(batch_size=4, seed=10, network=dora)]

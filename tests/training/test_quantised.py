@@ -381,7 +381,7 @@ def test_what_cannot_be_is_refused_before_a_base_is_read(
     with pytest.raises(UserError, match="has no nf4 on meta"):
         load_quantised(absent, torch.device("meta"), torch.float32, "nf4")
     specs = (TrialSpec("t0", recipe(), tmp_path),)
-    with pytest.raises(UserError, match=r"nf4.*strategy: fsdp"):
+    with pytest.raises(UserError, match=r"nf4.*`strategy`"):
         SweepJob(absent, "", "", specs, None, "", strategy="fsdp")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"bitsandbytes.*8bit"):

@@ -84,6 +84,8 @@ class Base(ABC):
         self.held_as = "auto"
         # How the denoiser's blocks are compiled, if they are; see `training.compiled`.
         self.compiled: CompiledBlocks | None = None
+        # What spreads the denoiser over the workers, if it has to be kept; see `training.zero`.
+        self.engine: Any = None
         # Of the file, so that the VAE itself may be released.
         self.vae_config = read_json(folder / "vae" / "config.json")
         self.latent_channels = int(self.vae_config.get("latent_channels", 4))

@@ -40,7 +40,8 @@ def weight_shape(layer: Layer) -> tuple[int, ...]:
     """Of the layer's weight as it computes with it; a quantised one is stored in another shape."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
-    return tuple(layer.weight.shape)
+    # A shared weight is empty outside of its block's forward pass.
+    return tuple(getattr(layer.weight, "ds_shape", layer.weight.shape))
 
 
 def has_kernel(shape: Sequence[int]) -> bool:
