@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -54,13 +55,14 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
     table.add_column("", min_width=1)
     for heading in ("network", "step", "views", "identity", *SHORT_HEADINGS):
         table.add_column(heading, no_wrap=True)
+    keys = _keys(winner)
     for standing in winner.table:
         candidate = standing.candidate
         score = candidate.score
         mark = "[green]★[/]" if standing.place == 1 else ("=" if standing.tied else "")
         row = [
             mark,
-            _network(candidate),
+            _network(candidate, keys),
             str(candidate.step),
             "" if candidate.views is None else f"{candidate.views:.0f}",
             _interval(score.identity),
@@ -73,6 +75,9 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
         table.add_row(*row, style="dim" if standing.failed_guards else "")
     console.print(table)
     console.print(winner.reason, markup=False)
+    for words, key in keys.items():
+        if words:
+            console.print(f"[dim]{key.strip()}: {escape(words)}[/]")
     nested = {s.candidate.nested_ranks for s in winner.table if s.candidate.nested_ranks}
     if nested:
         console.print(f"[dim]≈ {'; '.join(approximation(ranks) for ranks in sorted(nested))}[/]")
@@ -85,10 +90,16 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
     )
 
 
-def _network(candidate: Candidate) -> str:
+def _network(candidate: Candidate, keys: Mapping[str, str]) -> str:
     mark = "≈" if candidate.nested_ranks else ""
-    words = f"\n  {candidate.variant}" if candidate.variant else ""
-    return f"{candidate.method} r{candidate.rank}{mark}{escape(words)}"
+    return f"{candidate.method} r{candidate.rank}{mark}{keys[candidate.variant]}"
+
+
+def _keys(winner: Winner) -> dict[str, str]:
+    """` #1`, ` #2`, ... for each variant: its words would leave no room for the numbers."""
+    variants = dict.fromkeys(standing.candidate.variant for standing in winner.table)
+    named = [words for words in variants if words]
+    return {"": ""} | {words: f" #{number}" for number, words in enumerate(named, start=1)}
 
 
 def _interval(interval: Interval) -> str:

@@ -11,6 +11,7 @@ import pytest
 import report_examples as examples
 from registry_examples import CARD
 from rich.console import Console
+from score_examples import score
 
 from captioning import DatasetVersion, UserError
 from services.adapter_bundle import card_json
@@ -21,7 +22,7 @@ from services.settings import Home, Settings
 from services.sweep import SweepConfig, plan_sweep
 from services.sweep_files import candidates, newest_sweep, record_sweep
 from services.sweep_run import plan_config, steps_done
-from training import Interval, Limits, Score, ScoringConfig, approximation, choose_winner
+from training import Limits, approximation, choose_winner
 from training.checkpoints import save_checkpoint
 
 DATASET = DatasetVersion("v0001-00000000", Path(), "aya", "ayachar", "person", (), (), "0" * 64)
@@ -64,31 +65,6 @@ def test_the_registry_names_the_rank_and_that_it_is_approximate():
     assert card.tags()["rank"] == "8" and card.tags()["approximate"] == said
     assert json.loads(card_json("aya.sd15", "r", card, ()))["approximate"] == said
     assert "approximate" not in CARD.tags()
-
-
-def score(identity: float) -> Score:
-    nothing = Interval(value=0.0, low=0.0, high=0.0)
-    around = Interval(value=identity, low=identity - 0.01, high=identity + 0.01)
-    return Score(
-        base_key="k",
-        identity=around,
-        identities=(identity - 0.01, identity, identity + 0.01),
-        prompt_fidelity=Interval(value=0.9, low=0.9, high=0.9),
-        **dict.fromkeys(("drift", "leak", "memorisation", "diversity"), nothing),
-        identity_raw=around,
-        prompt_cosine=around,
-        base_identity=nothing,
-        floor=0.5,
-        ceiling=0.8,
-        identity_normalised=True,
-        prompt_fidelity_normalised=True,
-        references="holdout",
-        reference_count=5,
-        embedder="clip",
-        embedder_revision="1",
-        config=ScoringConfig(),
-        pictures=(),
-    )
 
 
 def test_leaderboard_and_reason_say_rank_and_approximate(home_path: Path, dataset: DatasetVersion):

@@ -1,10 +1,17 @@
 """The words that tell the trials of a sweep apart."""
 
+import io
+from pathlib import Path
+
 import pytest
+from rich.console import Console
+from score_examples import score
 
 from captioning import DatasetVersion, parse_config
-from services.sweep import SweepConfig, plan_sweep
+from services.leaderboard import print_leaderboard
+from services.sweep import SweepConfig, SweepPlan, plan_sweep
 from services.variants import variant_words
+from training import Candidate, Limits, choose_winner
 
 
 @pytest.mark.parametrize(
@@ -36,19 +43,31 @@ def test_a_field_with_one_value_tells_nothing_apart():
     assert variant_words(search, {"optimizer.lr": 1e-4, "seed": 1}) == "seed 1"
 
 
+def plan(search: dict, **network) -> SweepPlan:
+    dataset = DatasetVersion("v0001-00000000", Path(), "aya", "ayachar", "person", (), (), "0" * 64)
+    data = {"search": search, "recipe": {"network": network}}
+    config = parse_config(SweepConfig, data, "test")
+    return plan_sweep(config, dataset, "b" * 64, "sd15", "test")
+
+
 def test_every_trial_of_a_plan_has_its_words_and_cuts_their_run_s():
-    dataset = DatasetVersion(
-        "v0001-00000000",
-        None,
-        "aya",
-        "ayachar",
-        "person",
-        (),
-        (),
-        "0" * 64,  # type: ignore
-    )
-    search = {"optimizer.lr": [1e-4, 3e-4], "network.rank": [8]}
-    recipe = {"network": {"rank": 8, "nested_ranks": [4, 8]}}
-    config = parse_config(SweepConfig, {"search": search, "recipe": recipe}, "test")
-    plan = plan_sweep(config, dataset, "b" * 64, "sd15", "test")
-    assert [trial.variant for trial in plan.trials] == ["lr 0.0001"] * 2 + ["lr 0.0003"] * 2
+    planned = plan({"optimizer.lr": [1e-4, 3e-4]}, rank=8, nested_ranks=[4, 8])
+    assert [trial.variant for trial in planned.trials] == ["lr 0.0001"] * 2 + ["lr 0.0003"] * 2
+
+
+def test_the_leaderboard_has_room_for_its_numbers_beside_long_words():
+    targets = ["attention", "regex:(down|up)_blocks.*attn[12].to_[qkv]$|mid_block.*to_out"]
+    planned = plan({"network.targets": targets, "network.rank": [4, 8]})
+    found = [
+        Candidate(trial.trial, 20, trial.recipe.network.rank, "lora", score(0.2 * number),
+                  variant=trial.variant)
+        for number, trial in enumerate(planned.trials, start=1)
+    ]  # fmt: skip
+    out = io.StringIO()
+    print_leaderboard(choose_winner(found, Limits()), Console(file=out, width=80))
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert "★ lora r8 #1 20 0.80 [0.79, 0.81] 0.90 0.00 0.00 0.00 0.00" in lines
+    assert [line for line in lines if line.startswith("#")] == [
+        f"#1: targets {targets[1]}",
+        "#2: targets attention",
+    ]
