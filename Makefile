@@ -9,11 +9,10 @@ OUT ?= demo-out
 demo: .venv/installed
 	$(BIN)/lorafarm demo --out $(OUT)
 
-# Files of tests run side by side, the slow ones not left to the end. Three on two cores, since half
-# of the time they wait; more than four at once would starve the servers in some of them.
-TESTS_AT_ONCE ?= 3
+# Files of tests run side by side, the slow ones not left to the end; more than four at once, or than
+# there are cores, would starve the servers in some of them.
 test: check
-	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=25
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

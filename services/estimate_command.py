@@ -67,6 +67,8 @@ def estimate_command(
         console.print(f"training: {duration(sum(known))}; {scoring}")
     if workers > 1:
         console.print(f"one worker was measured: what {workers} exchange at a step is not in it")
+    if home.settings.compile:
+        console.print("what compiling takes, a minute or more per pack, is not in it")
     if home.settings.strategy != "ddp":
         console.print(
             f"the whole base was measured, of which each worker holds 1/{workers}: it takes less"

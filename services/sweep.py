@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,6 +88,7 @@ def plan_sweep(
         if not values:
             raise UserError(f"{source}: search.{field}", "an empty list", "name at least one value")
     trials: dict[str, PlannedTrial] = {}
+    words: dict[str, tuple[str, ...]] = {}
     for overrides in _combinations(config.search):
         # Only what was written: the rest is the family's and the optimiser's to fill in.
         data = config.recipe.model_dump(mode="json", exclude_unset=True)
@@ -96,11 +97,17 @@ def plan_sweep(
         asked = parse_config(Recipe, data, f"{source}: search")
         recipe = fit_recipe(asked, family, source)
         trial = trial_id(dataset, base_hash, recipe)
-        variant = variant_words(config.search, overrides)
-        trials.setdefault(trial, PlannedTrial(trial, recipe, variant=variant))
+        trials[trial] = PlannedTrial(trial, recipe)
         for cut in cut_recipes(recipe):
             name = trial_id(dataset, base_hash, cut)
-            trials.setdefault(name, PlannedTrial(name, cut, trial, variant))
+            trials[name] = PlannedTrial(name, cut, trial)
+        # Combinations that are one trial differ in what has no effect on it.
+        own = variant_words(config.search, overrides)
+        words[trial] = tuple(word for word in words.get(trial, own) if word in own)
+    trials = {
+        name: replace(planned, variant=", ".join(words[planned.cut_of or name]))
+        for name, planned in trials.items()
+    }
     combinations = sum(planned.cut_of is None for planned in trials.values())
     if combinations > MAX_TRIALS:
         raise UserError(

@@ -96,6 +96,8 @@ def pack_line(event: dict[str, Any]) -> str:
 
 def compiled_line(event: dict[str, Any]) -> str:
     """What a `compiled` event says: whether compiled blocks are to be trusted on this machine."""
+    if event["error"]:
+        return f"[yellow]compiling failed, going on without: {escape(event['error'])}[/]"
     difference = f"{event['difference']:.1e}"
     if event["kept"]:
         return f"compiled blocks checked: gradients differ by {difference} of themselves"

@@ -14,15 +14,14 @@ SECTIONS = ("network.", "optimizer.", "schedule.")
 NAMED_ALREADY = ("network.method", "network.rank")
 
 
-def variant_words(search: Mapping[str, list[Any]], overrides: Mapping[str, Any]) -> str:
+def variant_words(search: Mapping[str, list[Any]], overrides: Mapping[str, Any]) -> tuple[str, ...]:
     """Of the combination `overrides` of a search, the fields of which there are several values."""
-    words = (
+    return tuple(
         word
         for field, value in overrides.items()
         if len(search[field]) > 1
         for word in _words(field, value)
     )
-    return ", ".join(words)
 
 
 def _words(field: str, value: Any) -> Iterator[str]:

@@ -4,15 +4,16 @@ A `Base` in, the same one out: in training its repeated blocks are compiled prog
 backward, and what is between them stays as it is (diffusers calls this regional compilation).
 
 A compiler is not believed: generated code has given wrong gradients without a word (torch 2.13 on
-CPUs, for one sample with a transposed layout, by 4 %). So a step in which something was
-compiled is computed again as it is written, and compared.
+CPUs, for one sample with a transposed layout, by 4 %). So the steps after something was compiled
+are computed again as they are written, and compared.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,9 +28,12 @@ from training.pack.layer import BankLinear
 # Programs of one kind of block: for every width of it, and every number of trials in a pack as
 # those that are finished leave it. PyTorch stops at 8 and goes on uncompiled.
 MOST_PROGRAMS = 64
-# By which share of its norm a slot's gradient may differ: orders of adding up are others, and half
-# types round some of what is between two operations where a fused program does not.
+# By which share of its length a part of a slot's gradient may differ: orders of adding up are
+# others, and half types round between two operations where a fused program does not.
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
+# The step for which a program was made, and the next: in the first of all B is zero, and with it
+# half of the gradients.
+CHECKED_STEPS = 2
 
 #: What torch.compile hands a traced program to, by name or as a function.
 Backend = Callable[..., Any]
@@ -39,15 +43,18 @@ AddUp = Callable[[], tuple[Tensor, str | None]]
 
 @dataclass
 class CompiledBlocks:
-    """What `compile_blocks` has changed in a base, and whether its programs have been checked."""
+    """What `compile_blocks` has changed in a base, and how far its programs have been checked."""
 
     blocks: list[nn.Module]
     hook: RemovableHandle
-    checked: int = field(default_factory=lambda: _programs())  # programs that there were then
+    programs: int = -1  # of this process, when they were last counted
+    unchecked_steps: int = CHECKED_STEPS
 
-    @property
-    def is_checked(self) -> bool:
-        return self.checked == _programs()
+    def is_to_be_checked(self) -> bool:
+        """Whether the step that was just computed is."""
+        if self.programs != (now := _programs()):
+            self.programs, self.unchecked_steps = now, CHECKED_STEPS
+        return self.unchecked_steps > 0
 
     def take_off(self) -> None:
         self.hook.remove()
@@ -92,39 +99,78 @@ def uncompiled(base: Base) -> Iterator[None]:
         yield
 
 
-def check_programs(
-    base: Base, bank: AdapterBank, precision: str, losses: Tensor, add_up_again: AddUp
-) -> tuple[Tensor, str | None, float | None]:
-    """Compare the bank's gradients with uncompiled ones, if something was compiled for them.
+def add_up_checked(
+    base: Base, bank: AdapterBank, precision: str, add_up: AddUp
+) -> tuple[Tensor, str | None, dict[str, Any] | None]:
+    """Have `add_up` put a step's gradients into the bank, and compare them with uncompiled ones.
 
-    Returns the step's losses, what `add_up_again` (which has the layers add the same gradients up
-    again) says of a lack of memory, and by which share of a slot's gradient the two differ at most;
-    None where there was nothing to compare. If that is more than rounding, the base is uncompiled
-    from here on, and losses and gradients are the uncompiled ones.
+    Returns the losses, what `add_up` says of a lack of memory, and an event: `difference`, the
+    largest share of its length by which a part of a slot's gradient differs, whether the programs
+    are `kept`, and the `error` if they could not be made. None where there was nothing to compare.
+    If it is more than rounding, the base is uncompiled from here on, and losses and gradients are
+    the uncompiled ones.
     """
+    try:
+        losses, lack = add_up()
+    except Exception as error:
+        if base.compiled is None or not _is_the_compilers(error):
+            raise
+        _uncompile(base)
+        bank.zero_grad()
+        losses, lack = add_up()
+        if lack is None:
+            bank.collect_gradients()
+        return losses, lack, {"difference": None, "kept": False, "error": _said(error)}
+    if lack is not None:
+        return losses, lack, None
+    bank.collect_gradients()
     compiled = base.compiled
-    if compiled is None or compiled.is_checked:
+    if compiled is None or not compiled.is_to_be_checked():
         return losses, None, None
     found = bank.grads.clone()
     bank.zero_grad()
     with uncompiled(base):
-        expected, lack = add_up_again()
+        expected, lack = add_up()
     if lack is not None:
         return losses, lack, None
     bank.collect_gradients()
-    norms = torch.linalg.vector_norm(bank.grads, dim=1)
-    shares = torch.linalg.vector_norm(found - bank.grads, dim=1) / norms  # (K,)
-    known = shares[shares.isfinite()]  # others overflowed, or are zero
-    if len(known) == 0:
+    difference = _difference(bank, found)
+    if difference is None:
         return expected, None, None  # the next step will tell
-    difference = float(known.max())
     if difference > TOLERANCES[precision]:
-        compiled.take_off()
-        base.compiled = None
-        return expected, None, difference
-    compiled.checked = _programs()
+        _uncompile(base)
+        return expected, None, {"difference": difference, "kept": False, "error": None}
+    compiled.unchecked_steps -= 1
     bank.grads.copy_(found)
-    return losses, None, difference
+    return losses, None, {"difference": difference, "kept": True, "error": None}
+
+
+def _difference(bank: AdapterBank, found: Tensor) -> float | None:
+    """The largest of all slots and parts, of their length in the bank; None if all overflowed.
+
+    Infinite where `found` is not finite and the bank's is.  # (K, P)
+    """
+    largest: float | None = None
+    for slot, row in enumerate(bank.grads):
+        other = bank.split(slot, found[slot])
+        apart: dict[str, float] = {}
+        length: dict[str, float] = {}
+        for (name, part), tensor in bank.split(slot, row).items():
+            change = (other[name, part] - tensor).square().sum()
+            apart[part] = apart.get(part, 0.0) + float(change)
+            length[part] = length.get(part, 0.0) + float(tensor.square().sum())
+        for part, square in length.items():
+            if not math.isfinite(square) or square == 0:
+                continue
+            share = math.sqrt(apart[part] / square) if math.isfinite(apart[part]) else math.inf
+            largest = share if largest is None else max(largest, share)
+    return largest
+
+
+def _uncompile(base: Base) -> None:
+    if base.compiled is not None:
+        base.compiled.take_off()
+        base.compiled = None
 
 
 def repeated_blocks(denoiser: Any) -> list[nn.Module]:
@@ -148,6 +194,17 @@ def _programs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+def _is_the_compilers(error: Exception) -> bool:
+    import torch._dynamo
+
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException)
+
+
+def _said(error: Exception) -> str:
+    """Its name and first two lines: those of a backend's failure name the backend, then say it."""
+    return " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:2]])
+
+
 def _try_out(device: torch.device, backend: str | Backend) -> None:
     import torch._dynamo
 
@@ -157,9 +214,8 @@ def _try_out(device: torch.device, backend: str | Backend) -> None:
     try:
         torch.compile(add_one, backend=backend)(torch.zeros(2, device=device))
     except torch._dynamo.exc.TorchDynamoException as error:
-        said = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             "settings.yaml: compile",
-            f"torch.compile fails on this machine ({type(error).__name__}: {said})",
+            f"torch.compile fails on this machine ({_said(error)})",
             "install a C++ compiler (and Triton, for a GPU), or set it to false",
         ) from error

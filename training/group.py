@@ -42,6 +42,14 @@ class Group:
         dist.broadcast_object_list(box, src=0, group=self._waiting_room)
         return box[0]
 
+    def all_say(self, word: T) -> list[T]:
+        """The word of every rank, given to every rank."""
+        if self.world_size == 1:
+            return [word]
+        said: list[Any] = [None] * self.world_size
+        dist.all_gather_object(said, word, group=self._waiting_room)
+        return said
+
     def wait_for_all(self) -> None:
         """Return once every rank is here."""
         if self.world_size > 1:

@@ -29,6 +29,8 @@ from training.worker import FAILED_FILE, SetupError, SweepJob, TrialSpec, Worker
 # Of one exchange of gradients: a lost peer must not block the others for long, but a step on a
 # busy machine may take its time. A dead process is noticed at once, by its closed connection.
 PROCESS_GROUP_TIMEOUT_S = 120
+# The same while one worker still compiles what another has found in its cache.
+COMPILING_TIMEOUT_S = 3600
 POLL_INTERVAL_S = 0.1
 # After a stop request a worker ends at its next step; scoring a checkpoint may take this long.
 STOP_TIMEOUT_S = 30.0
@@ -55,7 +57,8 @@ def run_trials(
     `encode` (done, total), `base` (state), `trial` (trial, step it goes on from, steps), `step`
     (see `train_pack`; images_per_s of the trial and pack_images_per_s of its pack;
     peak_device_bytes on CUDA, else resident_bytes), `pack` (see `telemetry.pack_facts`; once of
-    every pack), `out_of_memory` (trials, effective_batch_size, effective_accumulation, found),
+    every pack), `compiled` (difference, kept, error), `out_of_memory` (trials,
+    effective_batch_size, effective_accumulation, found),
     `checkpoint` (trial, step, path), `score` (trial, step, score, seconds), `failed`
     (trial, error), `finished` (trial, step), `stopped`, `waiting` (found).
 
@@ -169,7 +172,8 @@ class _Fit(threading.Thread):
                 failure_config=FailureConfig(max_failures=max_failures * 2 * len(job.trials)),
             ),
             torch_config=TorchConfig(
-                backend="nccl" if size.use_gpu else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_S
+                backend="nccl" if size.use_gpu else "gloo",
+                timeout_s=COMPILING_TIMEOUT_S if job.compile else PROCESS_GROUP_TIMEOUT_S,
             ),
         )
 

@@ -30,7 +30,7 @@ from training.batches import (
     shared_out,
 )
 from training.checkpoints import save_checkpoint
-from training.compiled import check_programs
+from training.compiled import add_up_checked
 from training.families import Base
 from training.latents import LatentCache
 from training.losses import pack_losses
@@ -141,7 +141,7 @@ def train_pack(
     `batch_size` counts per worker: of `batch_workers`, or of those that are here. A trial that goes
     on keeps the samples per step that it began with, whatever the number of workers now, and so
     ends as if that had never changed, up to float rounding. Rank 0 writes and sends the events: a
-    `step` of every trial, and once a `pack` (see `pack_facts`).
+    `step` of every trial, once a `pack` (see `pack_facts`), and `compiled` (see `add_up_checked`).
     `on_checkpoint(trial, step, folder)` is called on every rank after each checkpoint is on disk,
     while the base acts with this trial's adapter alone. `stop` is asked after every step on every
     rank: when one says yes, all return (work since the last checkpoints is done again later). The
@@ -177,13 +177,9 @@ def train_pack(
                 _add_up_gradients, base, pack, micro_batches.recipe, precision, rank, world_size,
                 step_samples,
             )  # fmt: skip
-            losses, lack = add_up()
-            if lack is None:
-                bank.collect_gradients()
-                losses, lack, difference = check_programs(base, bank, precision, losses, add_up)
-                if difference is not None and rank == 0 and on_event is not None:
-                    is_kept = base.compiled is not None
-                    on_event({"kind": "compiled", "difference": difference, "kept": is_kept})
+            losses, lack, checked = add_up_checked(base, bank, precision, add_up)
+            if checked is not None and rank == 0 and on_event is not None:
+                on_event({"kind": "compiled", **checked})
 
             stopping = stop is not None and stop()
             is_lacking = lack is not None

@@ -8,6 +8,7 @@ and started again just goes on. One trial's failure never ends the others.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import time
 import traceback
@@ -59,7 +60,7 @@ from training.sharding import (
     refuse_quantised_shares,
     worker_mesh,
 )
-from training.zero import load_with_zero
+from training.zero import import_deepspeed, load_with_zero, release_engine
 
 FAILED_FILE = "failed.json"
 SETUP = "setup"
@@ -119,6 +120,17 @@ class SetupError:
     fix: str | None
 
 
+def _tried(act: Callable[[], object]) -> SetupError | None:
+    try:
+        act()
+    except UserError as error:
+        return SetupError(error.where, error.found, error.fix)
+    except Exception:
+        # Told to the driver with its traceback; a restart would only meet it again.
+        return SetupError("training worker", traceback.format_exc(), None)
+    return None
+
+
 class Worker:
     """One member of the group, with the base and the encoded dataset in memory."""
 
@@ -151,9 +163,7 @@ class Worker:
 
     def run(self) -> SetupError | None:
         """Train and score every trial that is not done; returns what kept all from starting."""
-        problem = None
-        if self.job.strategy == "deepspeed":
-            problem = self._load_together()
+        problem = self._load_together()
         if problem is None:
             problem = self.group.rank_0_says(lambda: self._set_up(self._encode))
         if problem is None:
@@ -196,25 +206,26 @@ class Worker:
                 "dataset (out of memory, most often)",
                 "free memory, use a smaller base, or fewer workers on one machine",
             )
-        try:
-            act()
-        except UserError as error:
-            return SetupError(error.where, error.found, error.fix)
-        except Exception:
-            # Told to the driver with its traceback; a restart would only meet it again.
-            return SetupError("training worker", traceback.format_exc(), None)
-        return None
+        return _tried(act)
 
     def _load_together(self) -> SetupError | None:
-        """On every rank: DeepSpeed's workers exchange weights while they load a base."""
-        # It may have died of that before.
+        """What each worker must be able to do by itself; why one of them cannot, told to all.
+
+        To compile, or to load a base by DeepSpeed, whose workers exchange weights while they load.
+        """
+        if not (self.job.compile or self.job.strategy == "deepspeed"):
+            return None
+        # They may have died of it before.
         problem = self.group.rank_0_says(lambda: self._set_up(lambda: None))
+        if problem is None and self.job.strategy == "deepspeed":
+            problem = self._all_try(import_deepspeed)
         if problem is None:
-            try:
-                self._base_for(self._reference())
-            except UserError as error:  # which all meet
-                problem = SetupError(error.where, error.found, error.fix)
+            problem = self._all_try(lambda: self._base_for(self._reference()))
         return problem
+
+    def _all_try(self, act: Callable[[], object]) -> SetupError | None:
+        problems = self.group.all_say(_tried(act))
+        return next((problem for problem in problems if problem is not None), None)
 
     def _encode(self) -> None:
         for spec in self.job.trials:
@@ -244,7 +255,7 @@ class Worker:
             return self._train_and_score(specs, seats)
         except survivable as error:
             if self.job.is_shared_out:
-                self._base = None  # a pass that broke off leaves blocks gathered
+                self._release_base()  # a pass that broke off leaves blocks gathered
             if len(planned) == 1:
                 self._fail(planned[0], error)
                 return True
@@ -455,22 +466,33 @@ class Worker:
         dtype = base_dtype(recipe, self.device, half)
         form = recipe.base_precision
         if self._base is None or (self._base.dtype, self._base.held_as) != (dtype, form):
-            self._base = None
-            place = self.job.base, self.device, dtype
-            if self.job.is_shared_out and self.job.offload_base:
-                refuse_offloading_to_itself(self.device)
-            if self.job.strategy == "deepspeed":
-                self._base = load_with_zero(*place, self.job.offload_base)
-            elif self._mesh is not None:
-                self._base = load_sharded(*place, self._mesh, self.job.offload_base)
-            else:
-                self._base = load_quantised(*place, form)
-            if self.job.gradient_checkpointing:
-                self._base.denoiser.enable_gradient_checkpointing()
-            if self.job.compile:
-                buckets = any(spec.recipe.aspect_buckets for spec in self.job.trials)
-                compile_blocks(self._base, shapes_vary=buckets)
+            self._release_base()
+            self._base = self._load_base(dtype, form)
         return self._base
+
+    def _load_base(self, dtype: torch.dtype, form: str) -> Base:
+        place = self.job.base, self.device, dtype
+        if self.job.is_shared_out and self.job.offload_base:
+            refuse_offloading_to_itself(self.device)
+        if self.job.strategy == "deepspeed":
+            base = load_with_zero(*place, self.job.offload_base)
+        elif self._mesh is not None:
+            base = load_sharded(*place, self._mesh, self.job.offload_base)
+        else:
+            base = load_quantised(*place, form)
+        if self.job.gradient_checkpointing:
+            base.denoiser.enable_gradient_checkpointing()
+        if self.job.compile:
+            buckets = any(spec.recipe.aspect_buckets for spec in self.job.trials)
+            compile_blocks(base, shapes_vary=buckets)
+        return base
+
+    def _release_base(self) -> None:
+        """Free the base's memory before another takes its place."""
+        if self._base is not None:
+            release_engine(self._base)
+        self._base = None
+        gc.collect()  # compiled and shared blocks are in cycles
 
     def _encoding_base(self, recipe: Recipe) -> Base:
         """A base whose encoders are the recipe's: they do not depend on the denoiser's form."""

@@ -47,7 +47,7 @@ def load_with_zero(
     Read into the host's memory first, whole. Raises UserError as `load_base` does, and when
     DeepSpeed is not installed.
     """
-    deepspeed = _deepspeed()
+    deepspeed = import_deepspeed()
     base = load_base(path_or_id, "cpu", dtype)
     denoiser = base.denoiser
     denoiser.requires_grad_(False)
@@ -70,6 +70,17 @@ def load_with_zero(
     base.device = device
     base.engine = engine  # whose end would be the end of the sharing
     return base
+
+
+def release_engine(base: Base) -> None:
+    """Let go of what DeepSpeed holds of a base, which it would keep in memory for good."""
+    if base.engine is None:
+        return
+    from deepspeed.runtime.zero import parameter_offload
+
+    base.engine.destroy()
+    base.engine = None
+    parameter_offload.FWD_MODULE_STACK.clear()
 
 
 def is_zero_share(weight: Tensor) -> bool:
@@ -102,7 +113,8 @@ def _innermost_blocks(denoiser: Any) -> list[nn.Module]:
     ]
 
 
-def _deepspeed() -> Any:
+def import_deepspeed() -> Any:
+    """The package; UserError where it is not installed."""
     try:
         import deepspeed
     except ImportError as error:

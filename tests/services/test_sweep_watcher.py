@@ -105,7 +105,9 @@ def test_what_tells_trials_apart_is_said_and_text_with_brackets_stays_whole():
 
 
 def test_compiled_blocks_are_told_to_agree_or_not(plan: SweepPlan):
-    event = {"kind": "compiled", "difference": 2.5e-7, "kept": True}
+    event = {"kind": "compiled", "difference": 2.5e-7, "kept": True, "error": None}
     assert "compiled blocks checked: gradients differ by 2.5e-07" in watch(plan, event)[0]
     written, _ = watch(plan, {**event, "difference": 0.04, "kept": False})
     assert "by 4.0e-02 of themselves); going on without them" in written
+    broken = {**event, "difference": None, "kept": False, "error": "InductorError: no [room]"}
+    assert "going on without: InductorError: no [room]" in watch(plan, broken)[0]
