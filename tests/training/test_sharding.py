@@ -1,10 +1,12 @@
 """A base spread over two workers: the same adapters, scores and pictures as one worker alone."""
 
+import gc
 import importlib
 import json
 import multiprocessing
 import os
 import socket
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +39,7 @@ from training.sharding import (
     worker_mesh,
 )
 from training.worker import SweepJob, TrialSpec, Worker
-from training.zero import load_with_zero
+from training.zero import load_with_zero, release_engine
 
 # A larger eps than Adam's own: else a gradient of pure rounding moves a weight by a whole lr.
 NETWORKS: tuple[dict[str, Any], ...] = (
@@ -264,6 +266,12 @@ def look_at_half_types(folder: Path) -> None:
     for weight, share in zip(base.denoiser.parameters(), shared.denoiser.parameters(), strict=True):
         assert share.dtype == dtype
         assert torch.equal(whole(share), weight)
+    # Nothing but this function may hold on to it, or the next base would find no room.
+    release_engine(shared)
+    gone = weakref.ref(shared.denoiser)
+    del shared, share
+    gc.collect()
+    assert gone() is None
 
 
 def go_along(group: Group, shared: Base, base: Base) -> None:
