@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import beta, hypergeom
 
 from captioning.caption_match import LOWEST_SHARE, TextEmbedder, least_alike
 from captioning.captions import captioned
@@ -118,6 +117,8 @@ def bad_rate_bound(total: int, read: int, bad: int = 0, confidence: float = CONF
     Exact for drawing without replacement (hypergeometric): the largest number of bad ones among
     `total` under which `bad` or fewer in the sample are not rarer than 1 - `confidence`.
     """
+    from scipy.stats import hypergeom  # takes most of a second, of which every command would know
+
     if read == 0:
         return 1.0
     counts = np.arange(bad, total - read + bad + 1)  # of bad ones among all
@@ -127,6 +128,8 @@ def bad_rate_bound(total: int, read: int, bad: int = 0, confidence: float = CONF
 
 def endless_bound(read: int, bad: int = 0, confidence: float = CONFIDENCE) -> float:
     """The same for captions without end (Clopper and Pearson 1934), one-sided."""
+    from scipy.stats import beta
+
     return 1.0 if bad >= read else float(beta.ppf(confidence, bad + 1, read - bad))
 
 

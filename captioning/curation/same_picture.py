@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image as Pillow
-from scipy.ndimage import gaussian_filter
 
 from captioning.decode import upright_rgb
 from captioning.intake import Image, read_image
@@ -143,6 +142,8 @@ def _resized_colour(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _worst_pixels(one: np.ndarray, other: np.ndarray) -> float:
     """Of two (H, W, 3)."""
+    from scipy.ndimage import gaussian_filter  # slow to import, and few commands compare pictures
+
     apart = gaussian_filter(_standard(one) - _standard(other), (SOFTENING_PX, SOFTENING_PX, 0))
     worst = np.abs(apart).max(2).ravel()
     count = max(1, round(WORST_SHARE * worst.size))

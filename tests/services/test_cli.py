@@ -3,9 +3,19 @@
 import errno
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+HEAVY = {"torch", "scipy", "mlflow", "ray", "diffusers", "transformers", "sklearn", "matplotlib"}
+
+
+def test_commands_start_without_what_takes_seconds_to_import() -> None:
+    said = "import sys, services.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
 
 
 def add(lorafarm, folder: Path):
@@ -72,14 +82,19 @@ def test_an_unknown_character_is_answered_with_the_nearest_one(lorafarm, dataset
         ("serach: {}", "did you mean 'search'?"),
         ("recipe: [", "not valid YAML"),
         ("base: ./no-such-model", "no-such-model"),
+        ("recipe: {network: {targets: 'regex:to_qq$'}}", "network.targets: regex:to_qq$ names no"),
+        ("search: {resolution: [64, 60]}", "resolution: 60 px is not a multiple of 8"),
+        ("scoring: {size_px: 60}", "scoring: size_px: 60 px is not a multiple of 8"),
+        ("recipe: {bucket_step_px: 32}", "bucket_step_px: is 32, but it is read only"),
     ],
 )
+@pytest.mark.parametrize("command", ["sweep", "estimate"])
 def test_a_wrong_sweep_file_says_what_and_where(
-    lorafarm, dataset, home_path: Path, tmp_path: Path, text: str, said: str
+    lorafarm, dataset, home_path: Path, tmp_path: Path, command: str, text: str, said: str
 ):
     config = tmp_path / "sweep.yaml"
     config.write_text(text)
-    code, _, err = lorafarm("sweep", "aya", "--config", config)
+    code, _, err = lorafarm(command, "aya", "--config", config)
     assert code == 2
     assert said in err
     assert not (home_path / "runs").exists()
