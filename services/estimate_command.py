@@ -73,6 +73,11 @@ def estimate_command(
         console.print(
             f"the whole base was measured, of which each worker holds 1/{workers}: it takes less"
         )
+    if home.settings.share_optimizers:
+        console.print(
+            "all optimiser states were measured, of which each worker keeps those of its part of "
+            "a pack's trials: it takes less"
+        )
     lacking = [estimate for estimate in estimates if not fits(estimate.measured, limit)]
     for estimate in lacking:
         _advise(estimator, estimate, limit, home.settings, console)

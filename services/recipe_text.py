@@ -1,14 +1,20 @@
-"""A commented sweep file with every field at its default, made from the fields' descriptions."""
+"""A commented sweep file with every field at its default, made from the fields' descriptions.
+
+What a base's family decides stands in it as a comment: written out, one family's would be said to
+all, and refused by some.
+"""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from functools import reduce
 
 import yaml
 from pydantic import BaseModel
 
 from services.sweep import SweepConfig
+from training import usual_recipes
 
 WIDTH = 92
 HEADER = """\
@@ -25,19 +31,42 @@ def commented_sweep() -> str:
     return HEADER + "\n".join(_lines(config, 0)) + "\n"
 
 
-def _lines(model: BaseModel, depth: int) -> Iterator[str]:
+def _lines(model: BaseModel, depth: int, place: str = "") -> Iterator[str]:
+    """The fields of `model`, which is at `place` (dotted, with a dot behind it) in the sweep."""
     indent = "  " * depth
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
-        for line in textwrap.wrap(field.description or "", WIDTH - len(indent)):
+        of_families = _of_families(place + name)
+        said = " ".join(filter(None, (field.description, of_families)))
+        for line in textwrap.wrap(said, WIDTH - len(indent)):
             yield f"{indent}# {line}"
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:"
-            yield from _lines(value, depth + 1)
+            yield from _lines(value, depth + 1, f"{place}{name}.")
         else:
-            plain = {name: _plain(value)}
-            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=WIDTH)
-            yield textwrap.indent(text.rstrip("\n"), indent)
+            text = textwrap.indent(_yaml({name: _plain(value)}), "# " if of_families else "")
+            yield textwrap.indent(text, indent)
+
+
+def _of_families(place: str) -> str:
+    """What a field of the recipe is where it is left out, if that depends on the base's family."""
+    field = place.removeprefix("recipe.")
+    if field == place:
+        return ""
+    families: dict[str, list[str]] = {}
+    for family, recipe in usual_recipes().items():
+        value = reduce(getattr, field.split("."), recipe)
+        if isinstance(value, BaseModel):
+            return ""
+        families.setdefault(_yaml(_plain(value)).removesuffix("\n..."), []).append(family)
+    if len(families) == 1:
+        return ""
+    each = (f"{value} ({', '.join(names)})" for value, names in families.items())
+    return f"Left out, it is the family's own: {'; '.join(each)}."
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=WIDTH).rstrip("\n")
 
 
 def _plain(value: object) -> object:

@@ -115,6 +115,12 @@ class Settings(BaseModel):
         description="With fsdp or deepspeed on GPUs: keep the shares in the host's memory, and on "
         "the GPU only the block that computes. Much slower.",
     )
+    share_optimizers: bool = Field(
+        False,
+        description="With several workers: each keeps the optimiser states of its part of a pack's "
+        "trials (the first stage of ZeRO), which makes room for larger ranks and packs. The "
+        "results are the same.",
+    )
 
     @model_validator(mode="after")
     def _each_model_named_once(self) -> Settings:
@@ -137,6 +143,8 @@ class Settings(BaseModel):
             raise ValueError(
                 "`compile` needs `strategy: ddp`: a compiled block cannot gather its weights"
             )
+        if self.share_optimizers and self.workers == 1:
+            raise ValueError("`share_optimizers` needs `workers` of 2 or more to share among")
         if self.offload_base and self.strategy == "ddp":
             raise ValueError("`offload_base` needs `strategy: fsdp` or `deepspeed`")
         return self

@@ -38,6 +38,7 @@ from services.sweep_watcher import Watcher
 from services.trial_files import read_effective_batch, read_measures, step_folders
 from services.trial_record import DatasetReference, TrialRecord
 from services.trial_sheet import trial_sheet
+from services.unused_settings import refuse_unused
 from training import (
     STARTER_BASE,
     BaseFacts,
@@ -46,6 +47,7 @@ from training import (
     TrialSpec,
     Winner,
     base_facts,
+    check_on_base,
     choose_winner,
     refuse_quantised_shares,
     run_trials,
@@ -127,6 +129,11 @@ def plan_config(
     base = base_facts(config.base or home.settings.base or STARTER_BASE)
     config = with_class_sets(home.store, config)
     plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
+    recipes = [planned.recipe for planned in plan.trained]
+    refuse_unused(config, recipes, source)
+    # A cluster's machines have packages of their own.
+    trains_here = home.settings.ray_address == "local"
+    check_on_base(recipes, base.source, config.scoring.size_px, trains_here)
     if home.settings.strategy != "ddp":
         refuse_quantised_shares(planned.recipe for planned in plan.trials)
     check_class_pictures(home.store, plan, dataset)
@@ -183,6 +190,7 @@ def run_sweep(
         compile=home.settings.compile,
         strategy=home.settings.strategy,
         offload_base=home.settings.offload_base,
+        share_optimizers=home.settings.share_optimizers,
         keep_all_states=home.settings.optimizer_states == "all",
     )
     settings = home.settings
@@ -205,6 +213,7 @@ def run_sweep(
                     min_workers=settings.min_workers,
                     gpus_per_worker=settings.gpus_per_worker,
                 )
+                watcher.tell_memory()
             if watcher.scoring_seconds:
                 seconds = statistics.median(watcher.scoring_seconds)
                 prepared.estimator.keep_scoring_seconds(record.config.scoring, seconds)

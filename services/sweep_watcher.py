@@ -16,6 +16,11 @@ from services.sweep import PlannedTrial, SweepPlan
 # Events after which a trial's MLflow run is brought up to date.
 RECORDED_EVENTS = {"score": "running", "finished": "finished", "failed": "failed"}
 MB = 1e6
+# What `step` events tell of memory, in words; they have the one or the other.
+MEMORY = {
+    "peak_device_bytes": "peak memory of a step: {} of tensors on the first worker's GPU",
+    "resident_bytes": "largest memory after a step: {} resident in the first worker",
+}
 
 
 class Watcher:
@@ -36,6 +41,7 @@ class Watcher:
         self._total = sum(planned.recipe.steps for planned in plan.trained)
         self._record, self._display, self._step = record, display, step
         self.scoring_seconds: list[float] = []  # of every checkpoint that was scored
+        self._largest: dict[str, int] = {}  # of all steps, by the name in `MEMORY`
         step.advance_to(sum(self._done.values()), self._total)  # what was done has no pace
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -64,6 +70,11 @@ class Watcher:
         if kind in RECORDED_EVENTS:
             self._record(planned, RECORDED_EVENTS[kind])
 
+    def tell_memory(self) -> None:
+        """Say once, when all is trained, how much memory the steps took at most."""
+        for name, largest in self._largest.items():
+            self._display.say(f"  {MEMORY[name].format(f'{largest / MB:.0f} MB')}")
+
     def _tell(self, kind: str, event: dict[str, Any], planned: PlannedTrial) -> None:
         network = planned.recipe.network
         title = f"{network.title}{' of nested ranks' if network.nested_ranks else ''}"
@@ -71,6 +82,8 @@ class Watcher:
         if kind == "step":
             speed = f"{event['pack_images_per_s']:.3g} images/s"
             self._step.note(f"{title} loss {event['loss']:.3f}, {speed}")
+            for name in MEMORY.keys() & event.keys():
+                self._largest[name] = max(self._largest.get(name, 0), event[name])
         elif kind == "score":
             self.scoring_seconds.append(event["seconds"])
             identity = event["score"]["identity"]

@@ -1,5 +1,6 @@
 """A dataset version and recipes in, checkpoints, scores and adapter files out."""
 
+from training.base_check import check_on_base
 from training.checkpoints import (
     Checkpoint,
     Contents,
@@ -21,14 +22,16 @@ from training.families import (
     load_base,
     native_size_px,
 )
-from training.fitting import fit_recipe
+from training.fitting import fit_recipe, usual_recipes
+from training.job import SweepJob, TrialSpec
 from training.latents import LatentCache, encode_dataset
 from training.launch import run_trials
-from training.loop import TrainingDiverged, resolve_precision, train
+from training.loop import TrainingDiverged, train
 from training.measures import Interval
 from training.nested import cut_recipes
 from training.optimizer import Optimizer
 from training.pack.plan import plan_packs
+from training.precision import resolve_precision
 from training.probe import Measurement, ProbeRequest, probe_pack
 from training.prompts import SUBJECT_SLOT, Limits, ScoringConfig
 from training.recipe import Network, Recipe, Schedule, trial_id
@@ -38,7 +41,7 @@ from training.scoring import score_base, score_checkpoint
 from training.selection import Candidate, Winner, approximation, choose_winner
 from training.sharding import refuse_quantised_shares
 from training.views import ADVISED_VIEWS, steps_for_views, views_per_image
-from training.worker import FAILED_FILE, SweepJob, TrialSpec
+from training.worker import FAILED_FILE
 
 __all__ = [
     "ADVISED_VIEWS",
@@ -73,6 +76,7 @@ __all__ = [
     "base_hash",
     "begun_with",
     "check_checkpoints",
+    "check_on_base",
     "choose_winner",
     "class_samples",
     "cut_recipes",
@@ -96,5 +100,6 @@ __all__ = [
     "steps_for_views",
     "train",
     "trial_id",
+    "usual_recipes",
     "views_per_image",
 ]

@@ -32,7 +32,7 @@ from training.pack.parts import (
     refuse_unknown_kernels,
     weight_shape,
 )
-from training.pack.principal import principal_factors
+from training.pack.principal import principal_factors, refuse_missing_values
 from training.recipe import CONV_PRESET, Network
 from training.sharding import whole
 
@@ -93,6 +93,16 @@ def adapted_layers(base: Base, network: Network) -> dict[str, Layer]:
     Raises UserError like `target_layers`.
     """
     return target_layers(base, network) | encoder_layers(base, network)
+
+
+def check_layers(base: Base, network: Network) -> None:
+    """Raise UserError where `initial_adapter` would.
+
+    Of the layers only names and shapes are looked at: `base` may be on `meta`.
+    """
+    for name, layer in adapted_layers(base, network).items():
+        if network.init == "pissa":
+            refuse_missing_values(name, layer, network_of(network, name, weight_shape(layer)))
 
 
 def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor]:

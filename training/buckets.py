@@ -42,12 +42,7 @@ def crop_sizes(resolution: int, multiple: int, limits: BucketLimits | None) -> t
     latents can be divided by; the sides are multiples of it too. Raises UserError for a resolution
     that it does not divide, and for limits that leave the square alone.
     """
-    if resolution % multiple:
-        raise UserError(
-            "recipe: resolution",
-            f"{resolution} px is not a multiple of {multiple}, as the base's latents have to be",
-            f"use {max(1, round(resolution / multiple)) * multiple}",
-        )
+    refuse_other_size("recipe: resolution", resolution, multiple)
     if limits is None:
         return ((resolution, resolution),)
     step, area = math.lcm(limits.step_px, multiple), resolution**2
@@ -65,6 +60,16 @@ def crop_sizes(resolution: int, multiple: int, limits: BucketLimits | None) -> t
             "use a smaller bucket_step_px or a larger bucket_max_ratio, or leave it out",
         )
     return tuple(sorted(sizes))
+
+
+def refuse_other_size(where: str, size_px: int, multiple: int) -> None:
+    """UserError, naming `where`, for a side that the base's `multiple` px do not divide."""
+    if size_px % multiple:
+        raise UserError(
+            where,
+            f"{size_px} px is not a multiple of {multiple}, as the base's latents have to be",
+            f"use {max(1, round(size_px / multiple)) * multiple}",
+        )
 
 
 def nearest_size(picture: Size, sizes: Sequence[Size]) -> Size:

@@ -68,6 +68,11 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
     return fitted
 
 
+def usual_recipes() -> dict[str, Recipe]:
+    """By family, what a recipe that says nothing is on a base of it."""
+    return {family: fit_recipe(Recipe(), family, "recipe") for family in FAMILIES}
+
+
 def _set_default(data: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, leaf = dotted.split(".")
     for parent in parents:

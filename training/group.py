@@ -50,6 +50,20 @@ class Group:
         dist.all_gather_object(said, word, group=self._waiting_room)
         return said
 
+    def to_rank_0(self, source: int, make: Callable[[], T]) -> T | None:
+        """`make()` computed on rank `source` and given to rank 0; None on the others."""
+        if self.rank == source:
+            made = make()
+            if source == 0:
+                return made
+            dist.send_object_list([made], dst=0, group=self._waiting_room)
+        elif self.rank == 0:
+            box: list[Any] = [None]
+            dist.recv_object_list(box, src=source, group=self._waiting_room)
+            received: T = box[0]
+            return received
+        return None
+
     def wait_for_all(self) -> None:
         """Return once every rank is here."""
         if self.world_size > 1:

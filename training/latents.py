@@ -146,6 +146,8 @@ def encode_samples(
     }
     if limits is not None:
         index["sizes"] = sizes  # with each picture's own size they decide its bucket
+    if base.text_dtype != torch.float32:  # as it is on a GPU, where the numbers come out coarser
+        index["text_dtype"] = str(base.text_dtype).removeprefix("torch.")
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
     cache = _read(folder / key, key)
     if cache is None:

@@ -23,8 +23,9 @@ import torch
 from captioning import UserError
 from training.families import absolute_base
 from training.group import Group, Ledger
+from training.job import SweepJob, TrialSpec
 from training.mailbox import Event, Mailbox, Post
-from training.worker import FAILED_FILE, SetupError, SweepJob, TrialSpec, Worker
+from training.worker import FAILED_FILE, SetupError, Worker
 
 # Of one exchange of gradients: a lost peer must not block the others for long, but a step on a
 # busy machine may take its time. A dead process is noticed at once, by its closed connection.
@@ -77,6 +78,7 @@ def run_trials(
     a damaged dataset) or when the workers keep dying.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized():
         raise UserError("training", "Ray is not running", "start it first: ray.init(), or the CLI")
@@ -85,7 +87,9 @@ def run_trials(
         (spec.trial_dir / FAILED_FILE).unlink(missing_ok=True)
     run_dir = storage.resolve() / f"train-{uuid.uuid4().hex[:12]}"  # Ray reads an old run's files
     run_dir.mkdir(parents=True)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    # Here, and on no node that may be lost while the workers go on.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     size = _Size(workers, min_workers, cpus_per_worker, gpus_per_worker if use_gpu else 0)
     fit = _Fit(job, mailbox, run_dir, size, max_failures)
     fit.start()

@@ -11,37 +11,32 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from captioning import UserError
 from training.adapters import detach
-from training.batches import (
-    CLASS_STREAM,
-    draw_batch,
-    drawn_rank,
-    of_one_shape,
-    places_of,
-    shared_out,
-)
-from training.checkpoints import save_checkpoint
+from training.batches import drawn_rank, shared_out
+from training.checkpoints import Contents, save_checkpoint
 from training.compiled import add_up_checked
 from training.families import Base
+from training.gradients import add_up_gradients, average
+from training.group import Group
 from training.latents import LatentCache
-from training.losses import pack_losses
-from training.micro_batches import MicroBatches, is_out_of_memory
+from training.micro_batches import MicroBatches
 from training.pack.pack import Pack, seat
 from training.pack.slot import Slot, Trial
 from training.pack.waiting import Waiting
+from training.precision import resolve_precision
 from training.recipe import Recipe
 from training.schedule import learning_rate
-from training.sharding import is_sharded
 from training.telemetry import (
+    Row,
     append_row,
     begin_step,
     memory_bytes,
@@ -49,7 +44,6 @@ from training.telemetry import (
     speed,
 )
 
-AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # The loss scaler starts at 2^16 (PyTorch's default) and halves at every overflow. Gradients that
 # overflow even without being scaled up will not recover.
 SMALLEST_LOSS_SCALE = 1.0
@@ -60,24 +54,6 @@ Event = dict[str, Any]
 
 class TrainingDiverged(UserError):
     """The loss or the gradients are no longer finite; checkpoints up to then remain usable."""
-
-
-def resolve_precision(recipe: Recipe, device: torch.device, half: str) -> str:
-    """fp32, bf16 or fp16; auto is the family's `half` on CUDA, and fp32 on a CPU, where half types
-    are slower."""
-    if recipe.precision != "auto":
-        return recipe.precision
-    return half if device.type == "cuda" else "fp32"
-
-
-def base_dtype(recipe: Recipe, device: torch.device, half: str) -> torch.dtype:
-    """What the frozen base is held in: half precision on CUDA where the recipe allows it.
-
-    `half` is what the base's family means by `precision: auto`.
-    """
-    if device.type != "cuda":
-        return torch.float32
-    return AUTOCAST_DTYPES.get(resolve_precision(recipe, device, half), torch.float32)
 
 
 def train(
@@ -125,6 +101,7 @@ def train_pack(
     stop: Callable[[], bool] | None = None,
     seats: int | None = None,
     batch_workers: int | None = None,
+    optimizers_shared_in: Group | None = None,
 ) -> dict[str, int]:
     """Train `trials` together on one base; returns the last step done of each that did not fail.
 
@@ -140,8 +117,10 @@ def train_pack(
     With more than one worker each calls this with its rank, inside an initialised process group;
     `batch_size` counts per worker: of `batch_workers`, or of those that are here. A trial that goes
     on keeps the samples per step that it began with, whatever the number of workers now, and so
-    ends as if that had never changed, up to float rounding. Rank 0 writes and sends the events: a
-    `step` of every trial, once a `pack` (see `pack_facts`), and `compiled` (see `add_up_checked`).
+    ends as if that had never changed, up to float rounding. With `optimizers_shared_in` the workers
+    of this group keep the optimisers of a part of the trials each: the same numbers, see
+    `pack.keepers`. Rank 0 writes and sends the events: a `step` of every trial, once a `pack` (see
+    `pack_facts`), and `compiled` (see `add_up_checked`).
     `on_checkpoint(trial, step, folder)` is called on every rank after each checkpoint is on disk,
     while the base acts with this trial's adapter alone. `stop` is asked after every step on every
     rank: when one says yes, all return (work since the last checkpoints is done again later). The
@@ -160,182 +139,175 @@ def train_pack(
         return done
     step_samples = waiting.step_samples(batch_workers or world_size)
     shared = shared_out(waiting.shared, step_samples, world_size)
-    first = waiting.next_seats(base, seats)
     precision = resolve_precision(shared, base.device, base.half)
     with _deterministic(base.device), _bare_afterwards(base):
-        pack: Pack | None = seat(base, first, scaled=precision == "fp16")
-        is_told = rank != 0 or on_event is None
-        micro_batches = MicroBatches(shared, [trial.trial_dir for trial, _ in first])
-        while pack is not None:
-            started = time.perf_counter()
-            begin_step(base.device)
-            bank, slots = pack.bank, pack.slots
-            for slot in slots:
-                bank.cut(slot.index, drawn_rank(slot.recipe, slot.step))
-            bank.zero_grad()
-            add_up = partial(
-                _add_up_gradients, base, pack, micro_batches.recipe, precision, rank, world_size,
-                step_samples,
-            )  # fmt: skip
-            losses, lack, checked = add_up_checked(base, bank, precision, add_up)
-            if checked is not None and rank == 0 and on_event is not None:
-                on_event({"kind": "compiled", **checked})
-
-            stopping = stop is not None and stop()
-            is_lacking = lack is not None
-            if world_size > 1:
-                losses, stopping, is_lacking = _average(
-                    bank.grads, losses, stopping, is_lacking, world_size
-                )
-            if is_lacking:
-                micro_batches.shrink(lack or "another worker ran out of memory", pack)
-                continue
-            untold = micro_batches.untold(pack)
-            if untold and rank == 0:
-                kept = micro_batches.keep(untold)
-                if on_event is not None:
-                    on_event({"kind": "out_of_memory", **kept})
-            for slot in slots:
-                slot.scaler.unscale_(slot.optimizer)
-            norms = bank.clip([slot.recipe.clip_norm for slot in slots])
-            gone, rows = [], {}
-            for slot, loss, norm in zip(slots, losses.tolist(), norms.tolist(), strict=True):
-                lr = learning_rate(slot.recipe, slot.step)
-                slot.set_learning_rate(lr)
-                slot.step += 1
-                try:
-                    _check_finite(slot, loss, norm)
-                except TrainingDiverged as error:
-                    gone.append(slot)
-                    del done[slot.trial.id]
-                    on_failure(slot.trial, error)
-                    continue
-                slot.take_step()
-                done[slot.trial.id] = slot.step
-                rows[slot] = {
-                    "step": slot.step,
-                    "loss": loss,
-                    "lr": lr,
-                    # An overflowed fp16 step has no norm: the optimiser skipped it.
-                    "grad_norm": norm if math.isfinite(norm) else None,
-                }
-            bank.changed()
-            taken = speed(time.perf_counter() - started, len(slots), step_samples)
-            memory = memory_bytes(base.device)
-            for slot, row in rows.items() if rank == 0 else ():
-                append_row(slot.trial.trial_dir, row | taken | memory)
-                if on_event is not None:
-                    known = {"trial": slot.trial.id, "steps": slot.recipe.steps}
-                    on_event({"kind": "step", **known, **row, **taken, **memory})
-            # An optimiser makes its state in its first step, unless fp16 overflows.
-            if on_event and not is_told and all(slot.optimizer.state for slot in slots):
-                on_event({"kind": "pack", **pack_facts(pack)})
-                is_told = True
-
-            for slot in slots:
-                if slot in gone or slot.step not in slot.checkpoint_steps:
-                    continue
-                try:
-                    if rank == 0:
-                        saved = slot.contents()
-                        save_checkpoint(
-                            slot.trial.trial_dir,
-                            slot.step,
-                            slot.recipe,
-                            saved.adapter,
-                            saved.state,
-                            step_samples,
-                        )
-                    if on_checkpoint is not None:
-                        folder = slot.trial.trial_dir / f"step-{slot.step:06d}"
-                        with slot.alone():
-                            on_checkpoint(slot.trial, slot.step, folder)
-                except survivable as error:
-                    gone.append(slot)
-                    del done[slot.trial.id]
-                    on_failure(slot.trial, error)
-            gone += [slot for slot in slots if slot not in gone and slot.step >= slot.recipe.steps]
+        seated = waiting.next_seats(base, seats)
+        micro_batches = MicroBatches(shared, [one.trial.trial_dir for one in seated])
+        run = _Run(
+            base, rank, world_size, step_samples, precision, micro_batches, done, survivable,
+            on_failure, on_event, on_checkpoint,
+        )  # fmt: skip
+        while seated:
+            pack = seat(base, seated, precision == "fp16", optimizers_shared_in)
+            seated = []  # nothing but the pack holds what it is trained with
+            gone, stopping = run.until_somebody_leaves(pack, stop)
             if stopping:
                 break
-            if gone:
-                pack = pack.without(gone, waiting.next_seats(base, len(gone)))
+            seated = pack.seats_without(gone)
+            seated += waiting.next_seats(base, len(gone))
+            del pack, gone  # before the next one needs the room
+            detach(base)
     return done
 
 
-def _add_up_gradients(
-    base: Base,
-    pack: Pack,
-    split: Recipe,
-    precision: str,
-    rank: int,
-    world_size: int,
-    step_samples: int,
-) -> tuple[Tensor, str | None]:
-    """Forward and backward of a step, in the micro-batches of `split`; mean losses.  # (K,)
+@dataclass
+class _Run:
+    """What the steps of one call of `train_pack` have in common."""
 
-    With them what was said if memory ran out on the way; the gradients are then of no use.
-    """
-    bank, slots = pack.bank, pack.slots
-    losses = torch.zeros(len(slots), device=base.device)
-    # Of one worker, in micro-batches; not a whole number where they cannot be dealt out evenly.
-    mean_share = step_samples / (split.batch_size * world_size)
-    try:
-        for micro_step in range(split.accumulation):
-            places = places_of(split, micro_step, rank, world_size)
-            is_spare = places.start >= step_samples
-            if is_spare:  # computed all the same: a shared base needs every worker in every pass
-                places = range(split.batch_size)
-            batches, of_class = [], []
-            for slot in slots:
-                counters = slot.step, places, step_samples, base.objective
-                batches.append(draw_batch(slot.recipe, slot.trial.cache, *counters))
-                if (cache := slot.trial.class_cache) is not None:  # of all slots, or of none
-                    of_class.append(draw_batch(slot.recipe, cache, *counters, CLASS_STREAM))
-            # Slots whose buckets differ in shape compute one after the other, on every worker in
-            # the same order.
-            for alike in of_one_shape(batches):
-                own = [slots[index] for index in alike]
-                theirs = [of_class[index] for index in alike if of_class]
-                with bank.only(alike):
-                    with _autocast(base.device, precision):
-                        errors = pack_losses(
-                            base, bank, own, [batches[index] for index in alike], theirs
-                        )
-                    # Every micro-batch has as many samples, so the mean of means is the mean.
-                    # Added up over the slots: no sample's gradient reaches another slot.
-                    micro_losses = errors.mean(dim=1) / mean_share  # (k,)
-                    if is_spare:
-                        micro_losses = micro_losses * 0
-                    scaled = [
-                        slot.scaler.scale(loss)
-                        for slot, loss in zip(own, micro_losses, strict=True)
-                    ]
-                    torch.stack(scaled).sum().backward()
-                losses[alike] += micro_losses.detach()
-    except (RuntimeError, MemoryError) as error:
-        # The other workers are waiting for this one's shares: none can go on.
-        if not is_out_of_memory(error) or is_sharded(base):
-            raise
-        # Only its words: the error itself holds on to what was allocated.
-        return losses, str(error).strip().split("\n")[0] or type(error).__name__
-    return losses, None
+    base: Base
+    rank: int
+    world_size: int
+    step_samples: int
+    precision: str
+    micro_batches: MicroBatches
+    done: dict[str, int]  # the last step of every trial that has not failed
+    survivable: type[Exception]
+    on_failure: Callable[[Trial, Exception], None]
+    on_event: Callable[[Event], None] | None
+    on_checkpoint: Callable[[Trial, int, Path], None] | None
+    is_told: bool = False  # the event `pack`
+
+    def until_somebody_leaves(
+        self, pack: Pack, stop: Callable[[], bool] | None
+    ) -> tuple[list[Slot], bool]:
+        """Train until trials are finished or failed, or all are asked to stop; who, and whether."""
+        while True:
+            started = time.perf_counter()
+            losses, stopping = self._compute(pack, stop)
+            if losses is None:
+                continue
+            rows, gone = self._take_steps(pack, losses)
+            self._write_down(pack, rows, started)
+            for slot in rows:
+                is_lost = slot.step in slot.checkpoint_steps and not self._keep_checkpoint(slot)
+                if is_lost or slot.step >= slot.recipe.steps:
+                    gone.append(slot)
+            if stopping or gone:
+                return gone, stopping
+
+    def _compute(self, pack: Pack, stop: Callable[[], bool] | None) -> tuple[Tensor | None, bool]:
+        """The gradients of a step in the bank, the losses, and whether somebody asked to stop.
+
+        No losses if memory ran out: the step is to be computed again, in smaller micro-batches.
+        """
+        base, bank, micro_batches = self.base, pack.bank, self.micro_batches
+        begin_step(base.device)
+        for slot in pack.slots:
+            bank.cut(slot.index, drawn_rank(slot.recipe, slot.step))
+        bank.zero_grad()
+        add_up = partial(
+            add_up_gradients, base, pack, micro_batches.recipe, self.precision, self.rank,
+            self.world_size, self.step_samples,
+        )  # fmt: skip
+        losses, lack, checked = add_up_checked(base, bank, self.precision, add_up)
+        if checked is not None:
+            self._tell({"kind": "compiled", **checked})
+        stopping = stop is not None and stop()
+        is_lacking = lack is not None
+        if self.world_size > 1:
+            losses, stopping, is_lacking = average(
+                bank.grads, losses, stopping, is_lacking, self.world_size
+            )
+        if is_lacking:
+            micro_batches.shrink(lack or "another worker ran out of memory", pack)
+            return None, stopping
+        untold = micro_batches.untold(pack)
+        if untold and self.rank == 0:
+            self._tell({"kind": "out_of_memory", **micro_batches.keep(untold)})
+        return losses, stopping
+
+    def _take_steps(self, pack: Pack, losses: Tensor) -> tuple[dict[Slot, Row], list[Slot]]:
+        """The optimisers' steps; what is to be written of each slot, and those that have failed."""
+        bank, slots = pack.bank, pack.slots
+        for slot in slots:
+            slot.scaler.unscale_(slot.optimizer)
+        norms = bank.clip([slot.recipe.clip_norm for slot in slots])
+        rows: dict[Slot, Row] = {}
+        gone = []
+        for slot, loss, norm in zip(slots, losses.tolist(), norms.tolist(), strict=True):
+            lr = learning_rate(slot.recipe, slot.step)
+            slot.set_learning_rate(lr)
+            slot.step += 1
+            try:
+                _check_finite(slot, loss, norm)
+            except TrainingDiverged as error:
+                gone.append(slot)
+                self._fail(slot, error)
+                continue
+            slot.take_step()
+            self.done[slot.trial.id] = slot.step
+            rows[slot] = {
+                "step": slot.step,
+                "loss": loss,
+                "lr": lr,
+                # An overflowed fp16 step has no norm: the optimiser skipped it.
+                "grad_norm": norm if math.isfinite(norm) else None,
+            }
+        for slot in rows:
+            slot.share_step()
+        bank.changed()
+        return rows, gone
+
+    def _write_down(self, pack: Pack, rows: dict[Slot, Row], started: float) -> None:
+        taken = speed(time.perf_counter() - started, len(pack.slots), self.step_samples)
+        memory = memory_bytes(self.base.device)
+        for slot, row in rows.items() if self.rank == 0 else ():
+            append_row(slot.trial.trial_dir, row | taken | memory)
+            known = {"trial": slot.trial.id, "steps": slot.recipe.steps}
+            self._tell({"kind": "step", **known, **row, **taken, **memory})
+        if self.rank != 0 or self.on_event is None or self.is_told:
+            return
+        # An optimiser makes its state in its first step, unless fp16 overflows.
+        if all(slot.optimizer.state for slot in pack.slots if slot.is_kept_here):
+            self.on_event({"kind": "pack", **pack_facts(pack)})
+            self.is_told = True
+
+    def _keep_checkpoint(self, slot: Slot) -> bool:
+        """Write it, and have it looked at; False if the trial has failed by that."""
+        try:
+            saved = _saved(slot, self.rank)
+            if saved is not None:
+                save_checkpoint(
+                    slot.trial.trial_dir,
+                    slot.step,
+                    slot.recipe,
+                    saved.adapter,
+                    saved.state,
+                    self.step_samples,
+                )
+            if self.on_checkpoint is not None:
+                folder = slot.trial.trial_dir / f"step-{slot.step:06d}"
+                with slot.alone():
+                    self.on_checkpoint(slot.trial, slot.step, folder)
+        except self.survivable as error:
+            self._fail(slot, error)
+            return False
+        return True
+
+    def _fail(self, slot: Slot, error: Exception) -> None:
+        del self.done[slot.trial.id]
+        self.on_failure(slot.trial, error)
+
+    def _tell(self, event: Event) -> None:
+        if self.rank == 0 and self.on_event is not None:
+            self.on_event(event)
 
 
-def _average(
-    grads: Tensor, losses: Tensor, stopping: bool, is_lacking: bool, world_size: int
-) -> tuple[Tensor, bool, bool]:
-    """Mean gradients and losses over the workers, in one collective.
-
-    Any worker's stop is all's, and so is its lack of memory. Scaled fp16 gradients of a slot that
-    overflowed on one worker are infinite on all, so all skip that slot's step.
-    """
-    flags = torch.tensor([float(stopping), float(is_lacking)], device=losses.device)
-    flat = torch.cat([flags, losses, grads.flatten()])
-    dist.all_reduce(flat)
-    flat /= world_size
-    flags, losses, averaged = flat.split([2, len(losses), grads.numel()])
-    grads.copy_(averaged.view_as(grads))
-    return losses, bool(flags[0] > 0), bool(flags[1] > 0)
+def _saved(slot: Slot, rank: int) -> Contents | None:
+    """What goes into a checkpoint, on rank 0, who writes it."""
+    if slot.keeper is not None:
+        return slot.keeper.to_rank_0(slot.contents)
+    return slot.contents() if rank == 0 else None
 
 
 def _check_finite(slot: Slot, loss: float, grad_norm: float) -> None:
@@ -348,11 +320,6 @@ def _check_finite(slot: Slot, loss: float, grad_norm: float) -> None:
         raise TrainingDiverged(where, f"the norm of the gradients is {grad_norm}", _REMEDY)
     if slot.scaler.get_scale() <= SMALLEST_LOSS_SCALE:
         raise TrainingDiverged(where, "the fp16 gradients overflow at every loss scale", _REMEDY)
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    dtype = AUTOCAST_DTYPES.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @contextmanager

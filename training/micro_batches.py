@@ -42,6 +42,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def first_words(error: BaseException) -> str:
+    """What it says first: to be kept in its place, as the error holds on to what was allocated."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def free_cached(device: torch.device) -> None:
+    """Give back the cached blocks of what failed, so that other sizes find room."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 class MicroBatches:
     """How the samples of a step are split, in one run of a pack."""
 
@@ -77,10 +89,7 @@ class MicroBatches:
         self._is_smaller = True
         self._found = found
         self._told.clear()
-        # The cached blocks of the failed step go back, so that other sizes find room.
-        gc.collect()
-        if pack.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached(pack.base.device)
 
     def untold(self, pack: Pack) -> list[Slot]:
         """Slots in smaller micro-batches than planned, whose folders do not say so yet.

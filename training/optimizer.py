@@ -33,6 +33,8 @@ class _Options(Strict):
     lr: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
 
     library: ClassVar[str]  # the class that takes the steps
+    #: Numbers that it keeps for each weight, in parts of 4 bytes.
+    state_size: ClassVar[float]
     one_lr: ClassVar[str | None] = None  # why some weights cannot have a learning rate of their own
 
     @model_validator(mode="before")
@@ -72,6 +74,7 @@ class AdamW(_LoraPlus, _Adam):
         "and defaults of its own: docs/training.md.",
     )
     library: ClassVar[str] = "torch.optim.AdamW"
+    state_size: ClassVar[float] = 2.0
 
 
 class AdamW8bit(_LoraPlus, _Adam):
@@ -81,6 +84,7 @@ class AdamW8bit(_LoraPlus, _Adam):
 
     type: Literal["adamw8bit"] = Field("adamw8bit", description="AdamW with moments of 8 bits.")
     library: ClassVar[str] = "bitsandbytes.optim.AdamW8bit"
+    state_size: ClassVar[float] = 0.5
 
 
 class Adafactor(_LoraPlus):
@@ -92,6 +96,7 @@ class Adafactor(_LoraPlus):
 
     type: Literal["adafactor"] = Field("adafactor", description="Adafactor, at a fixed lr.")
     library: ClassVar[str] = "transformers.optimization.Adafactor"
+    state_size: ClassVar[float] = 0.0  # sums of rows and columns alone
     eps: float = Field(1e-30, gt=0, description="Added to the squared gradient.")
     clip_threshold: float = Field(1.0, gt=0, description="Largest RMS of a part's update.")
     decay_rate: float = Field(
@@ -109,6 +114,7 @@ class Lion(_LoraPlus):
 
     type: Literal["lion"] = Field("lion", description="Lion.")
     library: ClassVar[str] = "lion_pytorch.Lion"
+    state_size: ClassVar[float] = 1.0
     lr: float = Field(3e-5, gt=0, le=1, description="Peak learning rate; about AdamW's / 3.")
     betas: Betas = Field(
         (0.9, 0.99), description="Share of the momentum in the step, and decay of the momentum."
@@ -125,6 +131,7 @@ class Prodigy(_Adam):
 
     type: Literal["prodigy"] = Field("prodigy", description="Prodigy.")
     library: ClassVar[str] = "prodigyopt.Prodigy"
+    state_size: ClassVar[float] = 4.0
     one_lr: ClassVar[str | None] = "prodigy finds one step size for all weights"
     lr: float = Field(
         1.0, gt=0, le=10, description="Factor on the step size that it finds; leave it at 1."
@@ -151,6 +158,7 @@ class ScheduleFree(_Adam):
 
     type: Literal["schedulefree"] = Field("schedulefree", description="Schedule-free AdamW.")
     library: ClassVar[str] = "schedulefree.AdamWScheduleFree"
+    state_size: ClassVar[float] = 2.0
     one_lr: ClassVar[str | None] = (
         "schedulefree weighs the weights that it averages by one learning rate"
     )

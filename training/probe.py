@@ -21,9 +21,10 @@ from training.buckets import BucketLimits, crop_sizes, largest_size
 from training.compiled import compile_blocks
 from training.families import Base, family_of
 from training.latents import Bucket, LatentCache
-from training.loop import Event, base_dtype, train_pack
+from training.loop import Event, train_pack
 from training.micro_batches import OutOfMemory, is_out_of_memory
 from training.pack.slot import Trial
+from training.precision import base_dtype
 from training.quantised import load_quantised
 from training.recipe import Recipe
 from training.telemetry import peak_resident_bytes

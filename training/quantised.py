@@ -58,8 +58,10 @@ def _blocks(denoiser: nn.Module) -> list[nn.Module]:
     return [module for module in denoiser.modules() if type(module).__name__ in names]
 
 
-def _try_out(base_precision: str, device: torch.device) -> None:
-    """Raise UserError if weights cannot be held so on `device`."""
+def refuse_missing_package(base_precision: str) -> None:
+    """Raise UserError if the form needs bitsandbytes, and that cannot be imported."""
+    if base_precision == "auto":
+        return
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -68,6 +70,11 @@ def _try_out(base_precision: str, device: torch.device) -> None:
             f"{base_precision} needs the package bitsandbytes, which cannot be imported ({error})",
             "pip install -c constraints.txt -e '.[8bit]', or set it to auto",
         ) from error
+
+
+def _try_out(base_precision: str, device: torch.device) -> None:
+    """Raise UserError if weights cannot be held so on `device`."""
+    refuse_missing_package(base_precision)
     reason = "it leaves weights there as they are"
     cause: RuntimeError | None = None
     try:

@@ -276,7 +276,8 @@ class Recipe(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Of the forward and backward pass; adapter weights and optimiser stay fp32. "
-        "auto: fp16 on CUDA (bf16 for flow models, which overflow fp16), fp32 on CPU.",
+        "auto: fp16 on CUDA (bf16 for flow models), fp32 on CPU. fp16 is refused for FLUX, FLUX.2, "
+        "Z-Image and Qwen-Image, which overflow it.",
     )
     base_precision: Literal["auto", "int8", "nf4"] = Field(
         "auto",

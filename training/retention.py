@@ -8,18 +8,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.checkpoints import drop_state, list_checkpoints
-from training.scores import SCORES_FILE, Score
+from training.checkpoints import Checkpoint, drop_state, list_checkpoints
+from training.prompts import Limits, ScoringConfig
+from training.recipe import Recipe
+from training.scores import BaseScores
+from training.selection import Candidate, choose_winner
 
 
-def drop_other_states(trial_dir: Path) -> None:
-    """Delete the states of all checkpoints but the last and the one of the highest identity.
+def drop_other_states(
+    trial_dir: Path,
+    recipe: Recipe,
+    scoring: ScoringConfig | None = None,
+    base_scores: BaseScores | None = None,
+) -> None:
+    """Delete the states of all checkpoints but the last and the best one of those that have theirs.
 
-    Of equal ones the earlier is the best; without scores only the last is kept.
+    The best is the one that `choose_winner` would choose of them by the limits of `scoring`, where
+    scores are comparable to `base_scores`; without scores only the last is kept. A whole sweep may
+    choose another one of the trial, since what is tied depends on the highest of all trials.
     """
     checkpoints = list_checkpoints(trial_dir)
-    scored = [one for one in checkpoints if (one.path / SCORES_FILE).exists()]
-    best = max(scored, key=lambda one: Score.load(one.path).identity.value, default=None)
-    for checkpoint in checkpoints[:-1]:
-        if checkpoint.has_state and checkpoint != best:
+    with_state = [checkpoint for checkpoint in checkpoints if checkpoint.has_state]
+    best = None
+    if scoring is not None and base_scores is not None:
+        best = _best_step(with_state, recipe, scoring.limits, base_scores)
+    for checkpoint in with_state:
+        if checkpoint.step not in (best, checkpoints[-1].step):
             drop_state(checkpoint)
+
+
+def _best_step(
+    checkpoints: list[Checkpoint], recipe: Recipe, limits: Limits, base_scores: BaseScores
+) -> int | None:
+    """None if none of them has a comparable score."""
+    from training.scoring import existing_score
+
+    network = recipe.network
+    scored = [(one.step, existing_score(one.path, base_scores)) for one in checkpoints]
+    candidates = [
+        Candidate("", step, network.rank, network.method, score)
+        for step, score in scored
+        if score is not None
+    ]
+    return choose_winner(candidates, limits).candidate.step if candidates else None

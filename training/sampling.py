@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioning import UserError
+from training.buckets import refuse_other_size
 from training.compiled import uncompiled
 from training.families import Base, Conditions
+from training.micro_batches import first_words, free_cached, is_out_of_memory
+from training.sharding import is_sharded
 
 # Text embeddings of a loaded base, by prompt: a sweep asks the same prompts at every checkpoint.
 # They go with the base. What an adapter on the text encoders makes of them is not kept.
@@ -38,35 +41,53 @@ def sample(
 ) -> NDArray[np.uint8]:
     """One picture per prompt, `prompts[i]` from the noise of `seeds[i]`.  # (N, H, W, 3)
 
+    At most `batch` at once; when memory runs out, half as many, down to one, from there on. With a
+    base that is shared out the first lack is raised: the other workers wait in the same pass.
+
     `guidance` w is that of `Base.guided`, with both halves in one batch; w = 1 leaves the
     unconditional half out. A base that is told the guidance (FLUX.1-dev, FLUX.2 [dev]) is told w,
     and `negative` has no place there. Noise is drawn on the CPU, so that it
     is the same on every device. Raises ValueError if the lengths differ, UserError for
-    a size that the VAE cannot divide.
+    a size that the VAE cannot divide and when memory does not suffice for a single picture.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts, but {len(seeds)} seeds")
-    size_px = size_px or base.native_size_px
-    multiple = base.size_multiple_px
-    if size_px % multiple:
-        raise UserError(
-            "scoring: size_px",
-            f"{size_px} px is not a multiple of {multiple}, as the base's latents have to be",
-            f"use {max(1, round(size_px / multiple)) * multiple}",
-        )
-    pictures = []
+    side_px = size_px or base.native_size_px
+    refuse_other_size("scoring: size_px", side_px, base.size_multiple_px)
+    pictures: list[NDArray[np.uint8]] = []
     known = {} if base.text_is_adapted else _text_embeddings.setdefault(base, {})
+
+    def draw(chunk: slice) -> NDArray[np.uint8]:
+        noise = initial_noise(base, seeds[chunk], side_px)
+        text = _embed(base, prompts[chunk], known)
+        empty = _embed(base, [negative], known)
+        of_picture = base.picture_conditions((side_px, side_px), (0, 0), (side_px, side_px))
+        latents = _denoise(base, noise, text, empty, of_picture, steps, guidance)
+        return _to_uint8(base.decode(latents))
+
+    start = 0
     with _ready(base):
-        for start in range(0, len(prompts), batch):
-            chunk = slice(start, start + batch)
-            noise = initial_noise(base, seeds[chunk], size_px)
-            text = _embed(base, prompts[chunk], known)
-            empty = _embed(base, [negative], known)
-            of_picture = base.picture_conditions((size_px, size_px), (0, 0), (size_px, size_px))
-            latents = _denoise(base, noise, text, empty, of_picture, steps, guidance)
-            pictures.append(_to_uint8(base.decode(latents)))
+        while start < len(prompts):
+            chunk = slice(start, min(start + batch, len(prompts)))
+            try:
+                pictures.append(draw(chunk))
+                start = chunk.stop
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or is_sharded(base):
+                    raise
+                found = first_words(error)
+            batch = (chunk.stop - start) // 2
+            if batch == 0:
+                raise UserError(
+                    "scoring: size_px",
+                    f"memory ran out ({found}) while a single picture of {side_px} px was drawn",
+                    "lower it, or trials_per_pack in settings.yaml: the adapters of a pack and "
+                    "their optimisers stay in memory meanwhile",
+                )
+            free_cached(base.device)
     if not pictures:
-        return np.zeros((0, size_px, size_px, 3), np.uint8)
+        return np.zeros((0, side_px, side_px, 3), np.uint8)
     return np.concatenate(pictures)
 
 

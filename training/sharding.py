@@ -2,8 +2,7 @@
 
 A base's folder in, a `Base` out whose denoiser is PyTorch's `fully_shard`: a block's weights are
 gathered from all workers while it computes and let go again. So all workers must compute every
-forward pass together. Adapters, their gradients and optimisers are no part of it: every worker has
-them whole.
+forward pass together. Adapters and their gradients are no part of it: every worker has them whole.
 """
 
 from __future__ import annotations

@@ -70,9 +70,10 @@ def speed(seconds: float, slots: int, samples_per_step: int) -> Row:
 def pack_facts(pack: Pack) -> Row:
     """The bytes that each trial adds to the base, and those of the base, counted tensor by tensor.
 
-    A slot's are its weights, its gradients and its optimiser's state, which is there after the
-    first step. Text encoders that are trained stay in memory, and are counted beside the denoiser.
-    Activations, which a pack has while it computes a step, are not among them.
+    A slot's are its weights, its gradients and, where this worker keeps it, its optimiser's state,
+    which is there after the first step. Text encoders that are trained stay in memory, and are
+    counted beside the denoiser. Activations, which a pack has while it computes a step, are not
+    among them.
     """
     return {
         "trials": [slot.trial.id for slot in pack.slots],

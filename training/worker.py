@@ -8,29 +8,19 @@ and started again just goes on. One trial's failure never ends the others.
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from captioning import (
-    DatasetVersion,
-    Store,
-    UserError,
-    load_class_pictures,
-    load_dataset,
-    write_atomic,
-)
+from captioning import UserError, write_atomic
 from training.adapters import cut_at, detach, load_adapter
 from training.batches import samples_per_step
-from training.buckets import BucketLimits
-from training.captions import CaptionPlan
 from training.checkpoints import (
     Checkpoint,
     begun_with,
@@ -38,77 +28,26 @@ from training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
 )
-from training.class_pictures import class_samples
-from training.compiled import compile_blocks
-from training.families import Base, family_of
+from training.encoded import Encoded
 from training.group import Group, Ledger
-from training.latents import LatentCache, encode_dataset, encode_samples
+from training.held_base import HeldBase
+from training.job import SweepJob, TrialSpec
 from training.lockstep import in_step
-from training.loop import base_dtype, train_pack
+from training.loop import train_pack
 from training.mailbox import Event
 from training.nested import write_cut
 from training.pack.pack import shared_by_a_pack
-from training.pack.plan import MAX_SLOTS, plan_packs
+from training.pack.plan import plan_packs
 from training.pack.slot import Trial
-from training.prompts import ScoringConfig
-from training.quantised import BASE_PRECISIONS, load_quantised
+from training.quantised import BASE_PRECISIONS
 from training.recipe import Recipe
 from training.retention import drop_other_states
-from training.sharding import (
-    load_sharded,
-    refuse_offloading_to_itself,
-    refuse_quantised_shares,
-    worker_mesh,
-)
-from training.zero import import_deepspeed, load_with_zero, release_engine
+from training.zero import import_deepspeed
 
 FAILED_FILE = "failed.json"
 SETUP = "setup"
-Strategy = Literal["ddp", "fsdp", "deepspeed"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """One trial to train: its id, its recipe and its folder."""
-
-    trial: str
-    recipe: Recipe
-    trial_dir: Path
-    cuts: tuple[TrialSpec, ...] = ()  # of a run with nested ranks: see `cut_recipes`
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """All that a worker group needs to know; plain values that travel between machines."""
-
-    base: str  # path or hub id
-    dataset_path: str
-    latents_dir: str
-    trials: tuple[TrialSpec, ...]
-    scoring: ScoringConfig | None  # None: train only
-    score_dir: str  # the bare base's images and scores, shared by the trials
-    max_slots: int = MAX_SLOTS  # trials that are trained together at most
-    gradient_checkpointing: bool = False  # activations are computed again, not kept
-    compile: bool = False  # the denoiser's blocks are, in training
-    keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint
-    strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
-    batch_workers: int | None = None  # that batch_size is written for; None: those of the group
-    offload_base: bool = False  # with shares: they lie in the host's memory
-    store: str | None = None  # the farm's, which holds the sets of class pictures
-
-    def __post_init__(self) -> None:
-        """Raises UserError for a quantised base that is shared out, ValueError if compiled."""
-        if self.is_shared_out:
-            if self.compile:
-                raise ValueError("a compiled block cannot gather its weights")
-            refuse_quantised_shares(spec.recipe for spec in self.trials)
-
-    @property
-    def is_shared_out(self) -> bool:
-        """Whether every worker holds its share of the frozen base."""
-        return self.strategy != "ddp"
 
 
 @dataclass(frozen=True)
@@ -152,11 +91,8 @@ class Worker:
         self.stopped = stopped
         self.ledger = ledger
         self.max_deaths = max_deaths
-        # Made here, where all workers are.
-        self._mesh = worker_mesh(device, group.world_size) if job.strategy == "fsdp" else None
-        self._base: Base | None = None
-        self._caches: dict[tuple[object, ...], LatentCache] = {}
-        self._dataset: DatasetVersion | None = None
+        self._base = HeldBase(job, device, group.world_size)  # made here, where all workers are
+        self._encoded = Encoded(job, self._base, self._send)
         self._embedder: Any = None
         self._base_scores: Any = None
         self._finished: set[str] = set()  # trials that were told to be
@@ -220,7 +156,7 @@ class Worker:
         if problem is None and self.job.strategy == "deepspeed":
             problem = self._all_try(import_deepspeed)
         if problem is None:
-            problem = self._all_try(lambda: self._base_for(self._reference()))
+            problem = self._all_try(lambda: self._base.for_training(self._reference()))
         return problem
 
     def _all_try(self, act: Callable[[], object]) -> SetupError | None:
@@ -229,14 +165,14 @@ class Worker:
 
     def _encode(self) -> None:
         for spec in self.job.trials:
-            self._cache_for(spec.recipe)
-            self._class_cache_for(spec.recipe)
+            self._encoded.pictures(spec.recipe)
+            self._encoded.class_pictures(spec.recipe)
 
     def _on_rank_0(self, recipe: Recipe, act: Callable[[], T]) -> T:
         """`act()`, which may sample, computed on rank 0 and given to every rank."""
         if not self.job.is_shared_out:
             return self.group.rank_0_says(act)
-        return in_step(self.group, self._base_for(recipe), act)
+        return in_step(self.group, self._base.for_training(recipe), act)
 
     def _run_pack(self, planned: Sequence[TrialSpec], seats: int) -> bool:
         """Train and score the trials, `seats` at a time; False when the driver asked to stop.
@@ -255,7 +191,7 @@ class Worker:
             return self._train_and_score(specs, seats)
         except survivable as error:
             if self.job.is_shared_out:
-                self._release_base()  # a pass that broke off leaves blocks gathered
+                self._base.release()  # a pass that broke off leaves blocks gathered
             if len(planned) == 1:
                 self._fail(planned[0], error)
                 return True
@@ -284,14 +220,9 @@ class Worker:
 
     def _train_and_score(self, specs: Sequence[TrialSpec], seats: int) -> bool:
         """Of trials that share packs of `seats`; False when the driver asked to stop."""
-        trials = {
-            s.trial: Trial(
-                s.trial_dir, s.recipe, self._cache_for(s.recipe), self._class_cache_for(s.recipe)
-            )
-            for s in specs
-        }
+        trials = {spec.trial: self._encoded_trial(spec) for spec in specs}
         by_trial = {spec.trial: spec for spec in specs}
-        base = self._base_for(specs[0].recipe)
+        base = self._base.for_training(specs[0].recipe)
         base.release_encoders()
         # Before the first gradient is exchanged, since loading may take one worker much longer.
         self.group.wait_for_all()
@@ -310,6 +241,7 @@ class Worker:
             stop=self.stopped,
             seats=seats,
             batch_workers=self.job.batch_workers,
+            optimizers_shared_in=self.group if self.job.share_optimizers else None,
         )
         for spec in specs:
             if spec.trial not in done:
@@ -320,18 +252,23 @@ class Worker:
             self._finish(spec)
         return True
 
+    def _encoded_trial(self, spec: TrialSpec) -> Trial:
+        recipe = spec.recipe
+        pictures, of_class = self._encoded.pictures(recipe), self._encoded.class_pictures(recipe)
+        return Trial(spec.trial_dir, recipe, pictures, of_class)
+
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
         self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
         whole = Checkpoint(step, path)
         self._raise_together(spec, lambda: self._score(spec, whole))
         for cut in spec.cuts:
-            with cut_at(self._base_for(spec.recipe), cut.recipe.network.rank):
+            with cut_at(self._base.for_training(spec.recipe), cut.recipe.network.rank):
                 self._raise_together(cut, functools.partial(self._cut_and_score, cut, whole))
         # Now, and not when the last of those that take its seat is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
         if self.group.rank == 0 and not self.job.keep_all_states:
-            drop_other_states(spec.trial_dir)
+            drop_other_states(spec.trial_dir, spec.recipe, self.job.scoring, self._base_scores)
 
     def _all_scored(self, spec: TrialSpec) -> bool:
         if self.job.scoring is None or self.group.rank != 0:
@@ -355,7 +292,7 @@ class Worker:
             self._raise_together(spec, lambda: self._cut_the_rest(spec))
         if self.job.scoring is None:
             return not self.group.rank_0_says(self.stopped)
-        base = self._base_for(spec.recipe)
+        base = self._base.for_training(spec.recipe)
         try:
             for one in (spec, *spec.cuts):
                 for checkpoint in self.group.rank_0_says(functools.partial(self._unscored, one)):
@@ -396,12 +333,12 @@ class Worker:
             return
         from training.scoring import score_checkpoint
 
-        base = self._base_for(spec.recipe)
+        base = self._base.for_training(spec.recipe)
         started = time.perf_counter()
         try:
             score = score_checkpoint(
                 base,
-                self._load_dataset(),
+                self._encoded.dataset,
                 self.job.scoring,
                 self._embedder,
                 self._base_scores,
@@ -433,8 +370,8 @@ class Worker:
         self._send({"kind": "base", "state": "scoring"})
         self._embedder = Embedder(self.job.scoring.embedder or STARTER_CLIP)
         self._base_scores = score_base(
-            self._base_for(reference),
-            self._load_dataset(),
+            self._base.for_training(reference),
+            self._encoded.dataset,
             self.job.scoring,
             self._embedder,
             Path(self.job.score_dir),
@@ -458,111 +395,6 @@ class Worker:
         failure = self._on_rank_0(spec.recipe, attempt)
         if failure is not None:
             raise UserError(*failure)
-
-    def _base_for(self, recipe: Recipe) -> Base:
-        """The base in the recipe's form; one is in memory at a time."""
-        # Asking for the family may ask the hub: once is enough.
-        half = self._base.half if self._base is not None else family_of(self.job.base).half
-        dtype = base_dtype(recipe, self.device, half)
-        form = recipe.base_precision
-        if self._base is None or (self._base.dtype, self._base.held_as) != (dtype, form):
-            self._release_base()
-            self._base = self._load_base(dtype, form)
-        return self._base
-
-    def _load_base(self, dtype: torch.dtype, form: str) -> Base:
-        place = self.job.base, self.device, dtype
-        if self.job.is_shared_out and self.job.offload_base:
-            refuse_offloading_to_itself(self.device)
-        if self.job.strategy == "deepspeed":
-            base = load_with_zero(*place, self.job.offload_base)
-        elif self._mesh is not None:
-            base = load_sharded(*place, self._mesh, self.job.offload_base)
-        else:
-            base = load_quantised(*place, form)
-        if self.job.gradient_checkpointing:
-            base.denoiser.enable_gradient_checkpointing()
-        if self.job.compile:
-            buckets = any(spec.recipe.aspect_buckets for spec in self.job.trials)
-            compile_blocks(base, shapes_vary=buckets)
-        return base
-
-    def _release_base(self) -> None:
-        """Free the base's memory before another takes its place."""
-        if self._base is not None:
-            release_engine(self._base)
-        self._base = None
-        gc.collect()  # compiled and shared blocks are in cycles
-
-    def _encoding_base(self, recipe: Recipe) -> Base:
-        """A base whose encoders are the recipe's: they do not depend on the denoiser's form."""
-        if self.job.strategy == "deepspeed" and self._base is not None:
-            return self._base  # another could only be loaded by all workers together
-        return self._base_for(recipe)
-
-    def _cache_for(self, recipe: Recipe) -> LatentCache:
-        """The encoded dataset; in memory once for all trials that can share it."""
-        captions, limits = CaptionPlan.of(recipe), BucketLimits.of(recipe)
-        key = recipe.resolution, recipe.flip, captions, limits
-        if key not in self._caches:
-            base = self._encoding_base(recipe)
-            self._caches[key] = encode_dataset(
-                self._load_dataset(),
-                base,
-                recipe.resolution,
-                recipe.flip,
-                Path(self.job.latents_dir),
-                self._tell_encoded,
-                captions,
-                limits,
-            )
-            if limits is not None:
-                self._tell_buckets(self._caches[key], base)
-        masks = (bucket.mask for bucket in self._caches[key].buckets)
-        if recipe.masked_loss is not None and all(bool((mask == 1).all()) for mask in masks):
-            raise UserError(
-                "recipe: masked_loss",
-                "no training picture has transparent parts",
-                "leave it out, or save what is not to be learnt as transparent (PNG, WebP)",
-            )
-        return self._caches[key]
-
-    def _class_cache_for(self, recipe: Recipe) -> LatentCache | None:
-        """The encoded class pictures, if the recipe names any; in memory once likewise."""
-        name = recipe.class_pictures
-        if name is None:
-            return None
-        key = recipe.resolution, recipe.flip, name, recipe.class_prompt
-        if key not in self._caches:
-            if self.job.store is None:
-                raise ValueError("the job does not say where class pictures are stored")
-            pictures = load_class_pictures(Store(Path(self.job.store)), name)
-            self._caches[key] = encode_samples(
-                class_samples(pictures, recipe.class_prompt, self._load_dataset()),
-                self._encoding_base(recipe),
-                recipe.resolution,
-                recipe.flip,
-                Path(self.job.latents_dir),
-                self._tell_encoded,
-            )
-        return self._caches[key]
-
-    def _tell_encoded(self, done: int, total: int) -> None:
-        self._send({"kind": "encode", "done": done, "total": total})
-
-    def _tell_buckets(self, cache: LatentCache, base: Base) -> None:
-        sides = (
-            (*bucket.mean.shape[-2:], count)
-            for bucket, count in zip(cache.buckets, cache.counts, strict=True)
-        )
-        factor = base.vae_factor
-        told = [(height * factor, width * factor, count) for height, width, count in sides]
-        self._send({"kind": "buckets", "buckets": told})
-
-    def _load_dataset(self) -> DatasetVersion:
-        if self._dataset is None:
-            self._dataset = load_dataset(Path(self.job.dataset_path))
-        return self._dataset
 
     def _fail(self, spec: TrialSpec, error: BaseException) -> None:
         """Rank 0: write down why the trial has failed, and say so."""

@@ -76,11 +76,17 @@ def release_engine(base: Base) -> None:
     """Let go of what DeepSpeed holds of a base, which it would keep in memory for good."""
     if base.engine is None:
         return
-    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
     base.engine.destroy()
     base.engine = None
     parameter_offload.FWD_MODULE_STACK.clear()
+    # After a backward pass the modules are the keys of a cache of this method, one for all engines.
+    coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
+    wrapped = coordinator._PartitionedParameterCoordinator__params_to_release
+    for cell in wrapped.__closure__:
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
 
 
 def is_zero_share(weight: Tensor) -> bool:

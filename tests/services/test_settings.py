@@ -52,6 +52,7 @@ def test_the_list_is_read(tmp_path: Path):
         ("compile: true\nstrategy: fsdp", "`compile` needs `strategy: ddp`"),
         ("compile: true\nstrategy: deepspeed", "`compile` needs `strategy: ddp`"),
         ("strategy: megatron", "strategy"),
+        ("share_optimizers: true", "`share_optimizers` needs `workers` of 2 or more"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str):

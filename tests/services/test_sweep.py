@@ -8,8 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning import DatasetVersion, UserError, load_config, parse_config
+from services import demo
 from services.recipe_text import EXAMPLE_SEARCH, commented_sweep
+from services.settings import Settings
 from services.sweep import SweepConfig, plan_sweep
+from services.unused_settings import READERS, refuse_unused
+from training import STARTER_BASE, Recipe, family_of, fit_recipe, plan_packs, usual_recipes
 
 DATASET = DatasetVersion("v0001-00000000", Path(), "aya", "ayachar", "person", (), (), "0" * 64)
 
@@ -73,3 +77,54 @@ def test_the_printed_sweep_file_is_the_default_sweep(tmp_path: Path):
     file.write_text(commented_sweep())
     assert load_config(SweepConfig, file) == SweepConfig(search=EXAMPLE_SEARCH)
     assert set(yaml.safe_load(commented_sweep())) == set(SweepConfig.model_fields)
+
+
+def test_the_demo_trains_a_character_s_trials_as_one_pack():
+    config = load_config(SweepConfig, Path(demo.__file__).parent / "sweep.yaml")
+    planned = plan_sweep(config, DATASET, "b" * 64, family_of(STARTER_BASE).family, "demo").trained
+    networks = [(trial.recipe.network.rank, trial.recipe.network.method) for trial in planned]
+    assert networks == [(4, "lora"), (4, "dora"), (16, "lora"), (16, "dora")]
+    packs = plan_packs([trial.recipe for trial in planned], Settings().trials_per_pack)
+    assert packs == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("family", usual_recipes())
+def test_the_printed_sweep_file_leaves_to_each_family_what_is_its_own(family: str):
+    config = parse_config(SweepConfig, yaml.safe_load(commented_sweep()), "test")
+    usual = fit_recipe(Recipe(), family, "test")
+    planned = plan_sweep(config, DATASET, "b" * 64, family, "test").trained
+    refuse_unused(config, [trial.recipe for trial in planned], "test")
+    for trial in planned:
+        assert trial.recipe.model_copy(update={"network": usual.network}) == usual
+    text = " ".join(line.strip(" #") for line in commented_sweep().splitlines())
+    assert f"{usual.optimizer.lr} (" in text and "min_snr_gamma: 5.0" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "read_with"),
+    [
+        ("bucket_step_px", 32, {"aspect_buckets": [False, True]}),
+        ("bucket_max_ratio", 2.0, {"aspect_buckets": [False, True]}),
+        ("kept_tags", 1, {"tag_orders": [1, 4]}),
+        ("schedule.decay_share", 0.3, {"schedule.type": ["cosine", "wsd"]}),
+        ("network.dora_axis", "output", {"network.method": ["lora", "dora"]}),
+    ],
+)
+def test_a_setting_that_no_trial_reads_is_refused(field: str, value, read_with):
+    assert field in READERS
+
+    def check(recipe, search):
+        config = parse_config(SweepConfig, {"recipe": recipe, "search": search}, "test")
+        planned = plan_sweep(config, DATASET, "b" * 64, "sd15", "test").trained
+        refuse_unused(config, [trial.recipe for trial in planned], "sweep.yaml")
+
+    part, _, leaf = field.rpartition(".")
+    recipe = {part: {leaf: value}} if part else {leaf: value}
+    usual = Recipe()
+    usual = getattr(getattr(usual, part) if part else usual, leaf)
+    for search in ({}, {field: [value, usual]}, {part: [{leaf: value}]} if part else {}):
+        with pytest.raises(UserError, match=rf"sweep.yaml: {field}.*no trial here has"):
+            check({} if search else recipe, search)
+    check(recipe, read_with)
+    check({}, {field: [value], **read_with})
+    check({part: {leaf: usual}} if part else {leaf: usual}, {})

@@ -29,6 +29,7 @@ def watch(plan: SweepPlan, *events: dict) -> tuple[str, list[tuple[PlannedTrial,
         watcher = Watcher(plan, {}, record, display, step)
         for event in events:
             watcher(event)
+        watcher.tell_memory()
     return stream.getvalue(), recorded
 
 
@@ -56,6 +57,18 @@ def test_a_pack_is_told_with_its_memory(plan: SweepPlan):
     assert pack_line(uneven).startswith("pack of 2: 1.2 to 2.0 MB each")
     trained = event | {"text_encoder_bytes": 7_000_000}
     assert pack_line(trained).endswith("on a base of 46 MB and text encoders of 7 MB")
+
+
+def test_the_largest_memory_of_all_steps_is_told_once(plan: SweepPlan):
+    sizes = (1_700_000_000, 2_048_000_000, 1_900_000_000)
+    for name, words in (
+        ("peak_device_bytes", "peak memory of a step: 2048 MB of tensors on the"),
+        ("resident_bytes", "largest memory after a step: 2048 MB resident in the"),
+    ):
+        steps = [{**step_event(plan, n), name: size} for n, size in enumerate(sizes, start=1)]
+        written, _ = watch(plan, *steps)
+        assert written.count(words) == written.count("memory") == 1
+    assert "memory" not in watch(plan, step_event(plan, 1))[0]
 
 
 def test_the_buckets_are_told_with_their_pictures(plan: SweepPlan):

@@ -19,6 +19,7 @@ from PIL import Image as Picture
 from tiny_text import write_tokenizer
 
 from captioning import (
+    ClassPictures,
     DatasetVersion,
     Observation,
     Sample,
@@ -26,6 +27,7 @@ from captioning import (
     add_character,
     caption_all,
     freeze,
+    keep_class_pictures,
     load_images,
     make_character,
     observe,
@@ -311,3 +313,16 @@ def tiny_cache(tiny_base: Base) -> LatentCache:
 def tiny_v_cache(tiny_v_base: Base) -> LatentCache:
     """Six random pictures for `tiny_v_base`."""
     return build_cache(tiny_v_base)
+
+
+@pytest.fixture
+def class_set(frozen_dataset: DatasetVersion, tmp_path: Path) -> tuple[Store, ClassPictures]:
+    """Three pictures that are not the character's, one of them with a caption."""
+    folder, generator = tmp_path / "people", np.random.default_rng(9)
+    folder.mkdir()
+    for number in range(3):
+        pixels = generator.integers(0, 256, (64, 64, 3), np.uint8)
+        Picture.fromarray(pixels).save(folder / f"{number}.png")
+    (folder / "0.txt").write_text("person, smile")
+    store = Store(tmp_path / "class_store")
+    return store, keep_class_pictures(store, folder)

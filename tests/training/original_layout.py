@@ -1,8 +1,8 @@
-"""Checkpoints in the layout of the original repositories, written from diffusers folders.
+"""UNets, their VAEs and CLIPs in the original repositories' layout, from diffusers folders.
 
-Written by hand after the module names of CompVis, Stability, Black Forest Labs and Tongyi, so that
-it owes nothing to diffusers' reader, which the product uses: a folder in, the tensors of a single
-file out.
+Written by hand after the module names of CompVis and Stability, so that it owes nothing to
+diffusers' reader, which the product uses: a folder in, the tensors of a single file out. Those of
+transformers are in `original_transformers`.
 """
 
 from __future__ import annotations
@@ -50,112 +50,53 @@ _OPEN_CLIP = {
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.": "ln_final.",
 }
-_FLUX2 = {
-    "x_embedder.": "img_in.",
-    "context_embedder.": "txt_in.",
-    "time_guidance_embed.timestep_embedder.linear_1.": "time_in.in_layer.",
-    "time_guidance_embed.timestep_embedder.linear_2.": "time_in.out_layer.",
-    "time_guidance_embed.guidance_embedder.linear_1.": "guidance_in.in_layer.",
-    "time_guidance_embed.guidance_embedder.linear_2.": "guidance_in.out_layer.",
-    "double_stream_modulation_img.linear.": "double_stream_modulation_img.lin.",
-    "double_stream_modulation_txt.linear.": "double_stream_modulation_txt.lin.",
-    "single_stream_modulation.linear.": "single_stream_modulation.lin.",
-    "norm_out.linear.": "final_layer.adaLN_modulation.1.",
-    "proj_out.": "final_layer.linear.",
-    "single_transformer_blocks.": "single_blocks.",
-    "transformer_blocks.": "double_blocks.",
-}
-_FLUX2_DOUBLE = {
-    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
-    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
-    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
-    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
-    "attn.to_out.0.": "img_attn.proj.",
-    "attn.to_add_out.": "txt_attn.proj.",
-    "attn.qkv.": "img_attn.qkv.",
-    "attn.added_qkv.": "txt_attn.qkv.",
-    "ff.linear_in.": "img_mlp.0.",
-    "ff.linear_out.": "img_mlp.2.",
-    "ff_context.linear_in.": "txt_mlp.0.",
-    "ff_context.linear_out.": "txt_mlp.2.",
-}
-_FLUX2_SINGLE = {
-    "attn.norm_q.weight": "norm.query_norm.scale",
-    "attn.norm_k.weight": "norm.key_norm.scale",
-    "attn.to_qkv_mlp_proj.": "linear1.",
-    "attn.to_out.": "linear2.",
-}
-_Z_IMAGE = {
-    "all_x_embedder.2-1.": "x_embedder.",
-    "all_final_layer.2-1.": "final_layer.",
-    "attention.to_out.0.": "attention.out.",
-    "attention.norm_q.": "attention.q_norm.",
-    "attention.norm_k.": "attention.k_norm.",
-}
 
 
 def sd15(folder: Path) -> dict[str, Tensor]:
     """The tensors of a Stable Diffusion 1.x checkpoint."""
     return {
-        **_unet(_weights(folder, "unet"), levels=2, layers=1),
-        **_vae(_weights(folder, "vae"), levels=4),
-        **_clip(_weights(folder, "text_encoder"), "cond_stage_model.transformer."),
+        **_unet(read_weights(folder, "unet"), levels=2, layers=1),
+        **vae_tensors(read_weights(folder, "vae"), levels=4),
+        **_clip(read_weights(folder, "text_encoder"), "cond_stage_model.transformer."),
+    }
+
+
+def sd2(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a Stable Diffusion 2.x checkpoint: its OpenCLIP is whole.
+
+    Its last layer, the 24th, and its projection are in the file, and nobody reads them.
+    """
+    prefix = "cond_stage_model.model."
+    encoder = _open_clip(read_weights(folder, "text_encoder"), prefix)
+    layer = "transformer.resblocks."
+    last = {
+        name.replace(f"{layer}0.", f"{layer}23."): tensor + 1
+        for name, tensor in encoder.items()
+        if f"{layer}0." in name
+    }
+    width = len(encoder[f"{prefix}ln_final.bias"])
+    return {
+        **_unet(read_weights(folder, "unet"), levels=2, layers=2),
+        **vae_tensors(read_weights(folder, "vae"), levels=4),
+        **encoder,
+        **last,
+        f"{prefix}text_projection": torch.eye(width),
+        f"{prefix}logit_scale": torch.tensor(4.6),
     }
 
 
 def sdxl(folder: Path) -> dict[str, Tensor]:
     """The tensors of an SDXL checkpoint: a CLIP and an OpenCLIP."""
     return {
-        **_unet(_weights(folder, "unet"), levels=2, layers=1),
-        **_vae(_weights(folder, "vae"), levels=4),
-        **_clip(_weights(folder, "text_encoder"), "conditioner.embedders.0.transformer."),
-        **_open_clip(_weights(folder, "text_encoder_2"), "conditioner.embedders.1.model."),
+        **_unet(read_weights(folder, "unet"), levels=2, layers=1),
+        **vae_tensors(read_weights(folder, "vae"), levels=4),
+        **_clip(read_weights(folder, "text_encoder"), "conditioner.embedders.0.transformer."),
+        **_open_clip(read_weights(folder, "text_encoder_2"), "conditioner.embedders.1.model."),
     }
 
 
-def flux2(folder: Path) -> dict[str, Tensor]:
-    """The transformer of FLUX.2 as Black Forest Labs publish it."""
-    tensors = {}
-    joined = _joined(_weights(folder, "transformer"), ("attn.to_{}.", "attn.qkv."))
-    joined = _joined(joined, ("attn.add_{}_proj.", "attn.added_qkv."))
-    for name, tensor in joined.items():
-        inner = _FLUX2_SINGLE if name.startswith("single_") else _FLUX2_DOUBLE
-        if name.startswith("norm_out."):
-            scale, shift = tensor.chunk(2)
-            tensor = torch.cat([shift, scale])
-        block = "transformer_blocks." in name
-        tensors[_replace_start(_replace_one(name, inner) if block else name, _FLUX2)] = tensor
-    return tensors
-
-
-def z_image(folder: Path) -> dict[str, Tensor]:
-    """The transformer of Z-Image as ComfyUI has it, and its VAE beside it."""
-    joined = _joined(_weights(folder, "transformer"), ("attention.to_{}.", "attention.qkv."))
-    tensors = {UNET + _replace(name, _Z_IMAGE): tensor for name, tensor in joined.items()}
-    tensors[UNET + "norm_final.weight"] = torch.ones(48)  # which nothing reads
-    vae = _vae(_weights(folder, "vae"), levels=4)
-    return {**tensors, **{"vae." + name.removeprefix(VAE): t for name, t in vae.items()}}
-
-
-def qwen_image(folder: Path) -> dict[str, Tensor]:
-    """The transformer of Qwen-Image, whose names are diffusers' own, as ComfyUI saves it."""
-    return {UNET + name: tensor for name, tensor in _weights(folder, "transformer").items()}
-
-
-def _joined(weights: dict[str, Tensor], names: tuple[str, str]) -> dict[str, Tensor]:
-    """Queries, keys and values, called `names[0]`, as one layer called `names[1]`."""
-    pattern, whole = names
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if pattern.format("q") in name:
-            parts = [weights[name.replace(pattern.format("q"), pattern.format(x))] for x in "qkv"]
-            tensors[name.replace(pattern.format("q"), whole)] = torch.cat(parts)
-        elif pattern.format("k") not in name and pattern.format("v") not in name:
-            tensors[name] = tensor
-    return tensors
-
-
-def _weights(folder: Path, component: str) -> dict[str, Tensor]:
+def read_weights(folder: Path, component: str) -> dict[str, Tensor]:
+    """The tensors of one network of a diffusers folder."""
     (file,) = (folder / component).glob("*.safetensors")
     return load_file(file)
 
@@ -184,14 +125,15 @@ def _unet(weights: dict[str, Tensor], levels: int, layers: int) -> dict[str, Ten
     places["mid_block.resnets.1."] = "middle_block.2."
     tensors = {}
     for name, tensor in weights.items():
-        new = _replace_start(name, {**_UNET_ENDS, **places})
+        new = replace_start(name, {**_UNET_ENDS, **places})
         if ".resnets." in name:
-            new = _replace(new, _RESNET)
+            new = replace(new, _RESNET)
         tensors[UNET + new] = tensor
     return tensors
 
 
-def _vae(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
+def vae_tensors(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """An AutoencoderKL of as many resolutions, with the prefix that whole checkpoints have."""
     tensors = {}
     for name, tensor in weights.items():
         new = name.replace("conv_norm_out.", "norm_out.").replace("conv_shortcut.", "nin_shortcut.")
@@ -206,7 +148,7 @@ def _vae(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
             new = new.replace(f"up_blocks.{level}.resnets.", f"{up}.block.")
             new = new.replace(f"up_blocks.{level}.upsamplers.0.", f"{up}.upsample.")
         if ".attentions." in name:
-            new = _replace(new, _VAE_ATTENTION)
+            new = replace(new, _VAE_ATTENTION)
             if tensor.ndim == 2:
                 tensor = tensor[:, :, None, None]  # the original's projections are convolutions
         tensors[VAE + new] = tensor
@@ -229,30 +171,25 @@ def _open_clip(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         if own == "text_projection.weight":
             tensors[prefix + "text_projection"] = tensor.T.contiguous()
         elif ".self_attn." in own and ".out_proj." not in own:
-            block, _, rest = _replace(own, _OPEN_CLIP).partition("self_attn.")
+            block, _, rest = replace(own, _OPEN_CLIP).partition("self_attn.")
             letter, kind = rest.split("_proj.")
             joined.setdefault(f"{block}attn.in_proj_{kind}", {})[letter] = tensor
         else:
-            tensors[prefix + _replace(own, _OPEN_CLIP)] = tensor
+            tensors[prefix + replace(own, _OPEN_CLIP)] = tensor
     for name, parts in joined.items():
         tensors[prefix + name] = torch.cat([parts[letter] for letter in "qkv"])
     return tensors
 
 
-def _replace(name: str, pairs: dict[str, str]) -> str:
+def replace(name: str, pairs: dict[str, str]) -> str:
+    """`name` with all that is a key of `pairs` replaced by its value."""
     for old, new in pairs.items():
         name = name.replace(old, new)
     return name
 
 
-def _replace_one(name: str, pairs: dict[str, str]) -> str:
-    for old, new in pairs.items():
-        if old in name:
-            return name.replace(old, new)
-    raise ValueError(f"{name} has no place in the original layout")
-
-
-def _replace_start(name: str, pairs: dict[str, str]) -> str:
+def replace_start(name: str, pairs: dict[str, str]) -> str:
+    """`name` with its beginning, a key of `pairs`, replaced by its value."""
     for old, new in pairs.items():
         if name.startswith(old):
             return new + name.removeprefix(old)

@@ -109,6 +109,13 @@ def refuse_eager_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BankLinear, "_packed", outside)
 
 
+def follow_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since following each for every shape, or generating its code, takes a quarter of a minute."""
+    monkeypatch.setattr(
+        "training.compiled.repeated_blocks", lambda denoiser: repeated_blocks(denoiser)[:1]
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_compiler_sees_whole_blocks_of_every_family(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,14 +155,27 @@ def test_a_quantised_base(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_close(train_all(base, recipes, tmp_path / "compiled"), expected, 1e-5)
 
 
+def test_nested_ranks_beside_a_trained_text_encoder(
+    tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow_one_block(monkeypatch)
+    base, own = load_base(tiny_base_path), {"text_encoder": {"lr": 1e-2}}
+    nested = {"rank": 4, "nested_ranks": [2, 4], **own}
+    recipes = [recipe(network=nested, steps=4), recipe(network={"rank": 3, **own}, steps=4)]
+    expected = train_all(base, recipes, tmp_path / "plain")
+    compile_blocks(base, backend="eager")
+    events: list[dict[str, Any]] = []
+    found = train_all(base, recipes, tmp_path / "compiled", events)
+    checked = [event["kept"] for event in events if event["kind"] == "compiled"]
+    assert checked and all(checked)
+    assert_close(found, expected, 1e-5)
+
+
 @pytest.mark.slow
 def test_generated_code_gives_the_same_adapters_and_goes_on_bit_for_bit(
     tiny_base_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One block, since generating the code of each takes a quarter of a minute.
-    monkeypatch.setattr(
-        "training.compiled.repeated_blocks", lambda denoiser: repeated_blocks(denoiser)[:1]
-    )
+    follow_one_block(monkeypatch)
     recipes = mixed(steps=3, checkpoint_every=1, batch_size=2)[2:]
     base = load_base(tiny_base_path)
     expected = train_all(base, recipes, tmp_path / "plain")
@@ -257,7 +277,9 @@ def test_slots_of_several_shapes_in_micro_batches(
     tiny_base_path: Path,
     make_cache: Callable[..., LatentCache],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    follow_one_block(monkeypatch)
     base = load_base(tiny_base_path)
     own = {"aspect_buckets": True, "bucket_step_px": 8, "accumulation": 2, "steps": 1}
     own["checkpoint_every"] = 1

@@ -35,7 +35,7 @@ from training.latents import LatentCache, encode_dataset, encode_samples
 from training.loop import train, train_pack
 from training.losses import pack_losses
 from training.nested import cut_adapter, cut_network
-from training.pack.pack import seat
+from training.pack.pack import Seat, seat
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -363,10 +363,10 @@ def test_priors_hear_the_trained_encoders_and_their_teacher_the_bare_ones(
     own = asked_for(base, batch, batch.captions) - batch.noise
     detach(base)
     trial = Trial(tmp_path, recipe, cache, others if with_pictures else None)
-    pack = seat(base, [(trial, Contents(0, recipe, state, {}))], scaled=False)
+    pack = seat(base, [Seat(trial, Contents(0, recipe, state, {}))], scaled=False)
     class_batches = [of_class] if with_pictures else []
     found = pack_losses(base, pack.bank, pack.slots, [batch], class_batches)[0]
-    pack.without(pack.slots)
+    detach(base)
     torch.testing.assert_close(found, mean_square(own) + 0.5 * mean_square(kept))
 
 

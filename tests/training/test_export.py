@@ -312,7 +312,7 @@ def test_the_header_tells_tools_what_they_show(
     assert header["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert header["modelspec.resolution"] == "64x64"
     assert header["modelspec.trigger_phrase"] == "zkw"
-    assert (header["ss_v2"], header["ss_base_model_version"]) == ("False", "sd_v1")
+    assert (header["ss_v2"], header["ss_base_model_version"]) == ("False", "sd_v1_v")
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "4.0")
     assert header["lorafarm.alpha"] == "2.0" and header["ss_steps"] == "10"
     assert "ss_enable_bucket" not in header

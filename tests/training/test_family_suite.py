@@ -21,16 +21,25 @@ import pytest
 import torch
 from peft import LoraConfig
 from PIL import Image as Picture
+from safetensors import safe_open
 from tiny_families import BUILDERS, build
 from transformers.processing_utils import ProcessorMixin
 
 from captioning import DatasetVersion, UserError
+from training import check_on_base
 from training.adapters import load_adapter, target_layers
 from training.batches import bucket_of_step, draw_batch
 from training.buckets import BucketLimits
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.export import export_adapter
-from training.families import FAMILIES, Base, base_facts, load_base, native_size_px
+from training.families import (
+    FAMILIES,
+    Base,
+    base_facts,
+    load_base,
+    native_size_px,
+    size_multiple_px,
+)
 from training.fitting import fit_recipe
 from training.latents import LatentCache, encode_dataset
 from training.loop import train, train_pack
@@ -40,7 +49,17 @@ from training.recipe import Network, Recipe
 from training.sampling import initial_noise, sample
 
 # What all tests are run on, and variants of these that differ in what is said beside each.
-NAMES = ["sdxl", "sd3", "flux-dev", "flux2-klein", "flux2-dev", "zimage", "qwen_image"]
+NAMES = [
+    "sd15",
+    "sd15-sd2",
+    "sdxl",
+    "sd3",
+    "flux-dev",
+    "flux2-klein",
+    "flux2-dev",
+    "zimage",
+    "qwen_image",
+]
 OTHER_OBJECTIVE = ["sdxl-v"]
 OTHER_TEXT = ["sd3-no-t5"]
 OTHER_GUIDANCE = ["flux-schnell", "flux2-distilled"]
@@ -166,6 +185,30 @@ def test_it_is_known_by_its_index(name: str, base: Base) -> None:
     assert not any(p.requires_grad for module in frozen for p in module.parameters())
 
 
+@pytest.mark.parametrize("name", BUILDERS, indirect=True)
+def test_without_weights_it_has_the_same_layers_and_sizes(name: str, base: Base) -> None:
+    hollow = load_base(base.folder, "meta")
+    assert hollow.denoiser.device.type == "meta"
+    pattern = r"regex:^(?!cap_embedder)"
+    for targets in ("attention", "attention+ff", pattern):
+        layers, wanted = (target_layers(one, Network(targets=targets)) for one in (hollow, base))
+        assert list(layers) == list(wanted)
+        for key, layer in wanted.items():
+            assert layers[key].weight.shape == layer.weight.shape, key
+    for fact in ("vae_factor", "latent_channels", "guidance_embedded"):
+        assert getattr(hollow, fact) == getattr(base, fact), fact
+    assert size_multiple_px(base.folder) == base.vae_factor * base.patch
+
+
+def test_fp16_is_refused_where_it_overflows(base: Base) -> None:
+    recipe = small(base, precision="fp16")
+    if base.family in {"sd15", "sdxl", "sd3"}:
+        check_on_base([recipe], base.folder)
+        return
+    with pytest.raises(UserError, match=rf"(?s)precision.*fp16.*{base.family} surpass.*bf16"):
+        check_on_base([recipe], base.folder)
+
+
 @pytest.mark.parametrize("name", NAMES + OTHER_TEXT, indirect=True)
 def test_prompts_are_encoded_as_by_the_pipeline(base: Base, pipeline: Any) -> None:
     found = base.encode_prompts(PROMPTS)
@@ -175,6 +218,23 @@ def test_prompts_are_encoded_as_by_the_pipeline(base: Base, pipeline: Any) -> No
     shapes = {part: tuple(tensor.shape[1:]) for part, tensor in found.items()}
     own = base.picture_conditions((64, 64), (0, 0), (64, 64))
     assert {**shapes, **{k: tuple(t.shape) for k, t in own.items()}} == base.condition_shapes()
+
+
+@pytest.mark.parametrize("name", NAMES + OTHER_TEXT, indirect=True)
+def test_the_text_s_precision_is_known_before_an_encoder_is_loaded(
+    name: str, load_once: OfName
+) -> None:
+    """CLIPs are fp32 everywhere; larger encoders bf16 off the CPU, for which a bare device does."""
+    on_cpu: Base = load_once(name)
+    elsewhere = copy.copy(on_cpu)
+    elsewhere.__dict__.pop("text_encoders", None)
+    elsewhere.device = torch.device("meta")
+    only_clip = on_cpu.family in {"sd15", "sdxl"} or name == "sd3-no-t5"
+    for base, larger in ((on_cpu, torch.float32), (elsewhere, torch.bfloat16)):
+        said = base.text_dtype
+        assert said == (torch.float32 if only_clip else larger)
+        held = {encoder.dtype for encoder in base.text_encoders.values()}
+        assert said in held and held <= {torch.float32, said}
 
 
 def encoded_by(pipeline: Any, base: Base) -> tuple[torch.Tensor, ...]:
@@ -190,6 +250,8 @@ def encoded_by(pipeline: Any, base: Base) -> tuple[torch.Tensor, ...]:
         text, mask = pipeline.encode_prompt(PROMPTS, device="cpu")
         length = base.condition_shapes()["mask"][0]
         return padded(list(text), length), padded(list(mask.float()), length)
+    if base.family == "sd15":
+        return (pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0],)
     arguments = [PROMPTS] * (3 if base.family == "sd3" else 2)
     said = pipeline.encode_prompt(*arguments, device="cpu")
     return (said[0], said[1]) if base.family == "flux" else (said[0], said[2])
@@ -264,6 +326,8 @@ def test_pixels_become_the_latents_of_the_pipeline(base: Base, pipeline: Any) ->
 def forward(base: Base, denoiser: Any, noisy: Any, batch: Any) -> torch.Tensor:
     """The denoiser's output as diffusers' training script of the family asks for it."""
     told, times = batch.conditions, batch.timesteps
+    if base.family == "sd15":
+        return denoiser(noisy, times, told["text"]).sample
     if base.family == "sdxl":
         added = {"text_embeds": told["pooled"], "time_ids": told["time_ids"]}
         return denoiser(noisy, times, told["text"], added_cond_kwargs=added).sample
@@ -403,7 +467,8 @@ def assert_equal_to_a_plain_loop(
     for key, tensor in wanted.items():
         own = found[f"{base.denoiser_name}.{key.removesuffix('.weight')}" + _weight(key)]
         tensor = tensor.detach()
-        assert (own - tensor).abs().max() <= 1e-5 * tensor.abs().max(), key
+        # Either is as far as 1.3e-5 from this loop in fp64.
+        assert (own - tensor).abs().max() <= 2e-5 * tensor.abs().max(), key
 
 
 def _weight(key: str) -> str:
@@ -441,6 +506,27 @@ def test_train_resume_sample_export_reload(
         )
         assert report.modules == len(target_layers(base, recipe.network))
         assert report.max_error <= 0.01 * report.effect
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "is_v2", "architecture"),
+    [
+        ("sd15", "sd_v1", "False", "stable-diffusion-v1"),
+        ("sd15-sd2", "sd_v2_v", "True", "stable-diffusion-v2-768-v"),
+    ],
+    indirect=["name"],
+)
+def test_an_export_says_which_stable_diffusion_it_is_for(
+    base: Base, cache: LatentCache, version: str, is_v2: str, architecture: str, tmp_path: Path
+) -> None:
+    """The words of kohya's sd-scripts, by which A1111 and Forge refuse what does not fit."""
+    train(base, cache, small(base, steps=1), tmp_path / "trial")
+    last = list_checkpoints(tmp_path / "trial")[-1].path
+    export_adapter(last, base, tmp_path / "out.safetensors", "kohya")
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        header = file.metadata()
+    assert (header["ss_base_model_version"], header["ss_v2"]) == (version, is_v2)
+    assert header["modelspec.architecture"] == f"{architecture}/lora"
 
 
 def test_the_diffusers_export_gives_the_pipeline_the_same_pictures(
@@ -528,6 +614,8 @@ def test_captions_of_several_lengths_share_a_pack(
 def test_layers_that_take_captions_one_after_the_other_are_no_targets(base: Base) -> None:
     with pytest.raises(UserError, match=r"cap_embedder\.1, which no adapter"):
         target_layers(base, Network(targets="regex:."))
+    with pytest.raises(UserError, match=r"network.targets[\s\S]*cap_embedder\.1, which no adapter"):
+        check_on_base([small(base, network={"targets": "regex:."})], base.folder)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (64, 64), (128, 128), (96, 170)])

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from captioning import DatasetVersion, UserError
 from training import latents
+from training.captions import CaptionPlan
 from training.crop import read_pixels
 from training.families import Base, load_base
-from training.latents import INDEX_FILE, TENSORS_FILE, encode_dataset
+from training.latents import INDEX_FILE, TENSORS_FILE, encode_dataset, encode_samples
 
 
 def test_the_numbers_are_those_of_the_encoders(
@@ -132,6 +134,19 @@ def test_the_unet_is_not_in_the_key(
     assert other.key == first.key
 
 
+def test_the_scheduler_is_in_the_key(
+    tiny_base: Base, tiny_base_path: Path, tiny_dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    """As every file of the base but the denoiser's, although no encoder asks it."""
+    one = tiny_dataset.train[:1]
+    first = encode_samples(one, tiny_base, 32, False, tmp_path / "latents")
+    folder = shutil.copytree(tiny_base_path, tmp_path / "other")
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "beta_end": 0.02}))
+    other = encode_samples(one, load_base(folder), 32, False, tmp_path / "latents")
+    assert other.key != first.key
+
+
 def test_every_picture_and_caption_is_in_the_key(
     tiny_base: Base, tiny_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
@@ -168,6 +183,55 @@ def test_resolution_flip_and_format_are_in_the_key(
     keys = [key(), key(resolution=32), key(flip=True)]
     monkeypatch.setattr(latents, "FORMAT", latents.FORMAT + 1)
     assert len({*keys, key()}) == 4
+
+
+ALONE = CaptionPlan(without_trigger=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ((CaptionPlan(), "zkw"), (CaptionPlan(orders=2), "zkw"), True),
+        ((CaptionPlan(orders=2), "zkw"), (CaptionPlan(orders=2, kept=1), "zkw"), True),
+        ((CaptionPlan(), "zkw"), (ALONE, "zkw"), True),
+        ((ALONE, "zkw"), (ALONE, "person"), True),
+        ((CaptionPlan(), "zkw"), (CaptionPlan(), "person"), False),  # taken out of nothing
+    ],
+    ids=["orders", "kept", "without trigger", "trigger", "unused trigger"],
+)
+def test_all_that_is_done_with_captions_is_in_the_key(
+    tiny_base: Base,
+    tiny_dataset: DatasetVersion,
+    tmp_path: Path,
+    first: tuple[CaptionPlan, str],
+    second: tuple[CaptionPlan, str],
+    differ: bool,
+) -> None:
+    keys = {
+        encode_samples(
+            tiny_dataset.train[:1], tiny_base, 32, False, tmp_path, captions=plan, trigger=trigger
+        ).key
+        for plan, trigger in (first, second)
+    }
+    assert (len(keys) == 2) == differ
+
+
+def test_the_text_s_precision_is_in_the_key_where_it_is_not_full(
+    tiny_base: Base, tiny_dataset: DatasetVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's T5 is bf16, a CPU's fp32: with one home they must not take each other's words."""
+
+    def index() -> dict[str, Any]:
+        cache = encode_samples(tiny_dataset.train[:1], tiny_base, 32, False, tmp_path)
+        told: dict[str, Any] = json.loads((tmp_path / cache.key / INDEX_FILE).read_text())
+        return {"key": cache.key, **told}
+
+    full = index()
+    assert "text_dtype" not in full  # as it was before there was such an entry
+    monkeypatch.setattr(type(tiny_base), "text_dtype", torch.bfloat16)
+    half = index()
+    assert half.pop("key") != full.pop("key")
+    assert half == {**full, "text_dtype": "bfloat16"}
 
 
 def mapped_kb(file: Path, field: str) -> int:

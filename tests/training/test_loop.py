@@ -19,8 +19,9 @@ from training.batches import draw_batch
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.families import Base, load_base
 from training.latents import LatentCache
-from training.loop import TrainingDiverged, resolve_precision, train
+from training.loop import TrainingDiverged, train
 from training.objective import Diffusion
+from training.precision import resolve_precision
 from training.recipe import Recipe
 
 MakeCache = Callable[..., LatentCache]
@@ -186,13 +187,17 @@ def test_every_extra_equals_a_plain_peft_loop(
 def test_accumulation_equals_the_large_batch(
     tiny_v_base: Base, tiny_v_cache: LatentCache, tmp_path: Path, batch: int, accumulation: int
 ) -> None:
-    train(tiny_v_base, tiny_v_cache, small(batch_size=4), tmp_path / "large")
-    split = small(batch_size=batch, accumulation=accumulation)
+    # With the usual 1e-8 a gradient of pure rounding noise would move a weight by a whole lr.
+    options = {"lr": 1e-3, "eps": 1e-4}
+    whole = small(batch_size=4, optimizer=options)
+    train(tiny_v_base, tiny_v_cache, whole, tmp_path / "large")
+    split = small(batch_size=batch, accumulation=accumulation, optimizer=options)
     train(tiny_v_base, tiny_v_cache, split, tmp_path / "split")
     assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "large"), rel=1e-5)
     large, small_batches = last_adapter(tmp_path / "large"), last_adapter(tmp_path / "split")
     for name in large:
-        torch.testing.assert_close(small_batches[name], large[name], rtol=1e-4, atol=2e-6)
+        largest = float(large[name].abs().max())
+        torch.testing.assert_close(small_batches[name], large[name], rtol=0, atol=1e-5 * largest)
 
 
 def test_the_seed_decides_everything(

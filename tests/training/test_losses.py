@@ -152,7 +152,8 @@ def test_a_mask_without_transparency_is_refused(
     tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
     from training.group import Group
-    from training.worker import SweepJob, TrialSpec, Worker
+    from training.job import SweepJob, TrialSpec
+    from training.worker import Worker
 
     job = SweepJob(
         base=str(tiny_base_path),

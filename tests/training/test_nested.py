@@ -24,6 +24,7 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.families import Base, load_base
 from training.fitting import fit_recipe
 from training.group import Group
+from training.job import SweepJob, TrialSpec
 from training.latents import LatentCache
 from training.loop import train, train_pack
 from training.nested import cut_adapter, cut_network, cut_recipes
@@ -31,7 +32,7 @@ from training.pack.slot import Trial
 from training.prompts import ScoringConfig
 from training.recipe import Network, Recipe, trial_id
 from training.scores import Score
-from training.worker import SweepJob, TrialSpec, Worker
+from training.worker import Worker
 
 EPS = 1e-4  # keeps rounding in the smallest gradients small
 TOLERANCE = 1e-5

@@ -14,18 +14,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.adapters import initial_adapter, is_attached
+from training.adapters import detach, initial_adapter, is_attached
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.loop import TrainingDiverged, train, train_pack
-from training.pack.pack import seat, shared_by_a_pack
+from training.pack.pack import Seat, seat, shared_by_a_pack
 from training.pack.plan import MAX_SAMPLES, MAX_SLOTS, plan_packs
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
 MakeCache = Callable[..., LatentCache]
 TOLERANCE = 1e-5
+STATE_TOLERANCE = 1e-3  # squares of gradients, whose rounding the weights hardly show
 # With Adam's usual 1e-8 a gradient of pure rounding noise would move a weight by a whole step.
 EPS = 1e-4
 
@@ -123,6 +124,9 @@ def assert_same_training(packed: Path, solo: Path) -> None:
         for name, tensor in wanted.adapter.items():
             error = float((found.adapter[name] - tensor).abs().max())
             assert error <= TOLERANCE * float(tensor.abs().max()), name
+        for name, tensor in wanted.state.items():
+            error = float((found.state[name] - tensor).abs().max())
+            assert error <= STATE_TOLERANCE * float(tensor.abs().max()), name
 
 
 def test_every_slot_of_a_mixed_pack_equals_its_solo_run(
@@ -295,11 +299,11 @@ def test_a_checkpoint_is_seen_with_its_own_adapter_alone(
     for path, output in seen.items():
         contents = load_checkpoint(path)
         trial = Trial(path.parent, contents.recipe, tiny_cache)
-        pack = seat(tiny_base, [(trial, contents)], scaled=False)
+        seat(tiny_base, [Seat(trial, contents)], scaled=False)
         with torch.no_grad():
             wanted = tiny_base.predict(latents, timesteps, {"text": text})
         torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)
-        pack.without(pack.slots)
+        detach(tiny_base)
     outputs = list(seen.values())
     assert not torch.allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
 
@@ -311,16 +315,16 @@ def test_a_slot_gives_back_what_it_was_given(
     packed = trials(tmp_path, recipes, [tiny_cache] * 2)
     train_pack(tiny_base, packed, on_failure=fail)
     saved = [load_checkpoint(list_checkpoints(trial.trial_dir)[-1].path) for trial in packed]
-    pack = seat(tiny_base, list(zip(packed, saved, strict=True)), scaled=True)
+    pack = seat(tiny_base, list(map(Seat, packed, saved)), scaled=True)
     for slot, wanted in zip(pack.slots, saved, strict=True):
         found = slot.contents()
         for name in ("adapter", "state"):
             tensors, expected = getattr(found, name), getattr(wanted, name)
             assert tensors.keys() == expected.keys()
             assert all(torch.equal(tensors[key], tensor) for key, tensor in expected.items())
-    (left,) = pack.without(pack.slots[:1]).slots  # type: ignore[union-attr]
+    (left,) = pack.seats_without(pack.slots[:1])
     assert left.trial.id == "t1"
-    assert left.contents().adapter.keys() == saved[1].adapter.keys()
+    assert left.contents.adapter.keys() == saved[1].adapter.keys()
 
 
 def test_a_slot_that_never_stepped_has_no_optimiser_state(
@@ -328,7 +332,7 @@ def test_a_slot_that_never_stepped_has_no_optimiser_state(
 ) -> None:
     recipe = small()
     contents = Contents(0, recipe, initial_adapter(tiny_base, recipe.network, 0), {})
-    pack = seat(tiny_base, [(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
+    pack = seat(tiny_base, [Seat(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
     assert pack.slots[0].optimizer_state() == {}
 
 

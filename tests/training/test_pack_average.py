@@ -10,11 +10,12 @@ import torch
 from test_loop import last_adapter, losses, run_with_interruptions
 from test_pack import assert_same_training, fail, trials
 
+from training.adapters import detach
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.loop import train, train_pack
-from training.pack.pack import seat
+from training.pack.pack import Seat, seat
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -101,10 +102,10 @@ def test_in_company_every_average_is_that_of_the_solo_run_and_is_what_is_scored(
         contents = load_checkpoint(path)
         bare = Contents(contents.step, contents.recipe, contents.adapter, {})
         trial = Trial(path.parent, contents.recipe, tiny_cache)
-        pack = seat(tiny_base, [(trial, bare)], scaled=False)
+        seat(tiny_base, [Seat(trial, bare)], scaled=False)
         with torch.no_grad():
             wanted = tiny_base.predict(*inputs)
         torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)
-        pack.without(pack.slots)
+        detach(tiny_base)
     raw = {n.removeprefix("trained/"): t for n, t in saved(packed[0].trial_dir)[-1].state.items()}
     assert any(not torch.allclose(raw[n], t) for n, t in last_adapter(packed[0].trial_dir).items())

@@ -19,13 +19,13 @@ from test_pack import assert_same_training, fail, trials
 from transformers.optimization import Adafactor
 
 from captioning import UserError
-from training.adapters import initial_adapter
+from training.adapters import detach, initial_adapter
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.export.header import header_facts
 from training.families import Base, load_base
 from training.latents import LatentCache
 from training.loop import train, train_pack
-from training.pack.pack import seat
+from training.pack.pack import Seat, seat
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -284,10 +284,11 @@ def test_a_schedule_free_checkpoint_shows_the_average_and_keeps_the_rest(
         wanted = (y - (1 - 0.9) * z) / 0.9
         torch.testing.assert_close(average.double(), wanted, rtol=1e-4, atol=1e-6)
         assert not torch.equal(contents.state[f"trained/{name}"], average)
-    pack = seat(tiny_base, [(packed[0], Contents(6, recipe, contents.adapter, {}))], scaled=False)
+    bare = Seat(packed[0], Contents(6, recipe, contents.adapter, {}))
+    seat(tiny_base, [bare], scaled=False)
     with torch.no_grad():
         torch.testing.assert_close(seen[-2], tiny_base.predict(*inputs), rtol=1e-5, atol=1e-6)
-    pack.without(pack.slots)
+    detach(tiny_base)
 
 
 @pytest.mark.parametrize("type", OPTIONS)
@@ -296,7 +297,7 @@ def test_the_header_names_the_class_that_took_the_steps(
 ) -> None:
     recipe = recipe_with(type)
     contents = Contents(0, recipe, initial_adapter(tiny_base, recipe.network, 0), {})
-    pack = seat(tiny_base, [(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
+    pack = seat(tiny_base, [Seat(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
     named = header_facts(tiny_base, recipe, 6, "lora", "zara", None)["ss_optimizer"]
     module, _, name = named.rpartition(".")
     assert isinstance(pack.slots[0].optimizer, getattr(import_module(module), name))
@@ -324,4 +325,4 @@ def test_an_optimiser_that_is_not_installed_names_what_to_install(
     recipe = recipe_with("adamw8bit")
     contents = Contents(0, recipe, initial_adapter(tiny_base, recipe.network, 0), {})
     with pytest.raises(UserError, match=r"bitsandbytes.*8bit"):
-        seat(tiny_base, [(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
+        seat(tiny_base, [Seat(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)

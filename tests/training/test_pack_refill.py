@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.loop import TrainingDiverged, train, train_pack
-from training.pack.pack import last_contents, seat
+from training.pack.pack import Pack, Seat, last_contents, seat
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -81,16 +83,40 @@ def test_those_who_stay_keep_their_very_numbers(
     recipes = [recipe(0), recipe(1, network={"rank": 8, "method": "dora"}, ema_decay=0.9)]
     trials = pack_of(tmp_path, [*recipes, recipe(2, network={"rank": 16})], tiny_cache)
     train_pack(tiny_base, trials[:2], on_failure=fail, stop=lambda: True)
-    first = seat(tiny_base, [(t, last_contents(tiny_base, t)) for t in trials[:2]], scaled=False)
+    seats = [Seat(trial, last_contents(tiny_base, trial)) for trial in trials]
+    first = seat(tiny_base, seats[:2], scaled=False)
     before = first.slots[1].contents()
-    joining = [(trials[2], last_contents(tiny_base, trials[2]))]
-    second = first.without(first.slots[:1], joining)
-    assert second is not None and [slot.trial.id for slot in second.slots] == ["t1", "t2"]
+    left = first.seats_without(first.slots[:1])
+    detach(tiny_base)
+    second = seat(tiny_base, [*left, seats[2]], scaled=False)
+    assert [slot.trial.id for slot in second.slots] == ["t1", "t2"]
     after = second.slots[0].contents()
     for found, wanted in ((after.adapter, before.adapter), (after.state, before.state)):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     detach(tiny_base)
+
+
+def test_a_pack_is_gone_before_the_next_one_needs_the_room(
+    tiny_base: Base, tiny_cache: LatentCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[list[bool]] = []
+    banks: list[weakref.ref[Any]] = []
+
+    def watched(*arguments: Any) -> Pack:
+        alive.append([bank() is not None for bank in banks])
+        pack = seat(*arguments)
+        banks.append(weakref.ref(pack.bank))
+        return pack
+
+    monkeypatch.setattr("training.loop.seat", watched)
+    gc.disable()  # reference counts must do
+    try:
+        trials = pack_of(tmp_path, [recipe(seed, steps=2 + seed) for seed in range(3)], tiny_cache)
+        train_pack(tiny_base, trials, on_failure=fail, on_event=lambda _: None, seats=2)
+    finally:
+        gc.enable()
+    assert alive == [[], [False], [False, False]]
 
 
 def test_the_seat_of_a_trial_that_fails_goes_to_the_next(

@@ -14,12 +14,13 @@ from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 from torch.nn import functional as F
 
-from captioning import ClassPictures, DatasetVersion, Store, UserError, keep_class_pictures
+from captioning import ClassPictures, DatasetVersion, Store, UserError
 from training.batches import CLASS_STREAM, draw_batch
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.class_pictures import class_samples
 from training.families import Base, load_base
 from training.group import Group
+from training.job import SweepJob, TrialSpec
 from training.latents import LatentCache, encode_samples
 from training.loop import train, train_pack
 from training.pack.pack import shared_by_a_pack
@@ -27,7 +28,7 @@ from training.pack.plan import MAX_SAMPLES, plan_packs
 from training.pack.slot import Trial
 from training.probe import ProbeRequest, measure_pack
 from training.recipe import Recipe, trial_id
-from training.worker import SweepJob, TrialSpec, Worker
+from training.worker import Worker
 
 MakeCache = Callable[..., LatentCache]
 SET = "c0123456789ab"
@@ -219,22 +220,6 @@ def test_the_probe_holds_the_doubled_batch(
     request = ProbeRequest(str(tiny_base_path), (recipe(),), use_gpu=False, threads=1)
     measured = measure_pack(request)
     assert measured is not None and measured.step_s > 0
-
-
-@pytest.fixture
-def class_set(frozen_dataset: DatasetVersion, tmp_path: Path) -> tuple[Store, ClassPictures]:
-    """Three pictures that are not the character's, one of them with a caption."""
-    import numpy as np
-    from PIL import Image
-
-    folder, generator = tmp_path / "people", np.random.default_rng(9)
-    folder.mkdir()
-    for number in range(3):
-        pixels = generator.integers(0, 256, (64, 64, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    (folder / "0.txt").write_text("person, smile")
-    store = Store(tmp_path / "class_store")
-    return store, keep_class_pictures(store, folder)
 
 
 def test_captions_and_what_is_refused(

@@ -25,6 +25,7 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.export import export_adapter
 from training.families import Base, load_base
 from training.group import Group
+from training.job import SweepJob, TrialSpec
 from training.loop import Event, train
 from training.pack.norms import input_norms
 from training.probe import random_cache
@@ -34,7 +35,7 @@ from training.recipe import Network, Recipe, trial_id
 from training.scores import BaseScores, Score
 from training.sharding import whole
 from training.telemetry import base_bytes
-from training.worker import SweepJob, TrialSpec, Worker
+from training.worker import Worker
 
 FORMS = ("int8", "nf4")
 CPU = torch.device("cpu")
@@ -243,7 +244,7 @@ def recipe(form: str = "nf4", **changes: Any) -> Recipe:
     data: dict[str, Any] = {
         "network": {"rank": 2},
         # A larger eps than Adam's own: else a gradient of pure rounding moves a weight by an lr.
-        "optimizer": {"lr": 1e-3, "eps": 1e-5},
+        "optimizer": {"lr": 1e-3, "eps": 1e-4},
         "steps": 4,
         "checkpoint_every": 2,
         "batch_size": 2,
@@ -341,7 +342,8 @@ def test_packed_solo_resumed_scored_and_exported(
     for packed, solo in zip(packed_ones.trials, alone.trials, strict=True):
         wanted = last_adapter(solo)
         for name, tensor in last_adapter(packed).items():
-            torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5)
+            largest = float(wanted[name].abs().max())
+            torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-5 * largest)
     base = load_base(tiny_base_path)
     for spec in packed_ones.trials:
         checkpoint = list_checkpoints(spec.trial_dir)[-1].path

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from scored_candidates import candidate
 
 from training.checkpoints import drop_state, list_checkpoints, load_checkpoint
 from training.families import Base
 from training.latents import LatentCache
 from training.loop import train
+from training.prompts import Limits, ScoringConfig
 from training.recipe import Recipe
 from training.retention import drop_other_states
+from training.scores import BaseScores
 
 RECIPE = Recipe(steps=4, checkpoint_every=1, batch_size=1)
 
@@ -60,5 +63,43 @@ def test_training_goes_on_from_the_last_checkpoint_that_has_its_state(
 
 
 def test_without_scores_only_the_last_is_kept(trial_dir: Path) -> None:
-    drop_other_states(trial_dir)
+    drop_other_states(trial_dir, RECIPE)
     assert with_state(trial_dir) == [4]
+
+
+def base_scores(key: str = "k") -> BaseScores:
+    return BaseScores(**candidate(0.0, key=key).score.model_dump(), folder=Path())
+
+
+def test_the_best_is_the_one_that_would_win(trial_dir: Path) -> None:
+    copycat = {"memorisation": 0.9}  # beyond the limit of 0.5
+    # Far from tied: 0.5, 0.7 and 0.9, and a copy of the training pictures above them all.
+    scores = {1: candidate(0.7, 1), 2: candidate(0.9, 2, **copycat), 3: candidate(0.5, 3)}
+    for step, scored in scores.items():
+        scored.score.save(trial_dir / f"step-{step:06d}")
+    drop_other_states(trial_dir, RECIPE, ScoringConfig(), base_scores())
+    assert with_state(trial_dir) == [1, 4]
+
+
+def test_a_limit_that_is_switched_off_rules_nobody_out(trial_dir: Path) -> None:
+    candidate(0.7, 1).score.save(trial_dir / "step-000001")
+    candidate(0.9, 2, memorisation=0.9).score.save(trial_dir / "step-000002")
+    scoring = ScoringConfig(limits=Limits(memorisation_max=None))
+    drop_other_states(trial_dir, RECIPE, scoring, base_scores())
+    assert with_state(trial_dir) == [2, 4]
+
+
+def test_only_scores_of_the_same_setup_are_compared(trial_dir: Path) -> None:
+    candidate(0.9, 1, key="of another setup").score.save(trial_dir / "step-000001")
+    candidate(0.5, 2).score.save(trial_dir / "step-000002")
+    (trial_dir / "step-000003/scores.json").write_text("{}")
+    drop_other_states(trial_dir, RECIPE, ScoringConfig(), base_scores())
+    assert with_state(trial_dir) == [2, 4]
+
+
+def test_of_those_that_have_lost_their_state_none_is_the_best(trial_dir: Path) -> None:
+    for step, identity in ((1, 0.9), (2, 0.7), (3, 0.5)):
+        candidate(identity, step).score.save(trial_dir / f"step-{step:06d}")
+    drop_state(list_checkpoints(trial_dir)[0])
+    drop_other_states(trial_dir, RECIPE, ScoringConfig(), base_scores())
+    assert with_state(trial_dir) == [2, 4]

@@ -108,3 +108,60 @@ def test_no_prompts_no_pictures(tiny_base: Base) -> None:
     assert draw(tiny_base, [], []).shape == (0, 64, 64, 3)
     with pytest.raises(ValueError, match="1 prompts, but 2 seeds"):
         draw(tiny_base, ["a"], [1, 2])
+
+
+def limit_pictures(base: Base, most: int, where: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let memory run out in `where` above `most` pictures at once; the numbers that it sees."""
+    counts: list[int] = []
+    act = getattr(base, where)
+
+    def limited(latents: torch.Tensor, *arguments: object) -> torch.Tensor:
+        counts.append(len(latents))
+        if len(latents) > most:
+            raise torch.OutOfMemoryError("no room for it\nand more words")
+        return act(latents, *arguments)
+
+    monkeypatch.setattr(base, where, limited)
+    return counts
+
+
+@pytest.mark.parametrize("where", ["predict", "decode"])
+def test_when_memory_runs_out_fewer_pictures_are_drawn_at_once(
+    tiny_v_base: Base, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, seeds = [*PROMPTS, "a dog", "a cat"], [*SEEDS, 7, 8]
+    wanted = draw(tiny_v_base, prompts, seeds, guidance=1.0, steps=1)
+    counts = limit_pictures(tiny_v_base, 1, where, monkeypatch)
+    found = draw(tiny_v_base, prompts, seeds, guidance=1.0, steps=1, batch=4)
+    assert np.abs(found.astype(int) - wanted).max() <= 1  # batch sizes round differently
+    assert counts == [4, 2, 1, 1, 1, 1, 1]
+
+
+def test_memory_that_does_not_suffice_for_a_picture_is_told_with_a_remedy(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = limit_pictures(tiny_base, 0, "predict", monkeypatch)
+    with pytest.raises(UserError, match=r"scoring: size_px.*no room for it.*picture of 64 px"):
+        draw(tiny_base, PROMPTS, SEEDS, guidance=1.0)
+    assert counts == [3, 1]
+
+
+def test_other_errors_and_lacks_of_a_shared_base_are_raised_at_once(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = limit_pictures(tiny_base, 1, "predict", monkeypatch)
+    # What tells a weight that is spread over workers: PyTorch's DTensor has placements.
+    monkeypatch.setattr(tiny_base.denoiser.conv_in.weight, "placements", (), raising=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        draw(tiny_base, PROMPTS, SEEDS, guidance=1.0)
+    assert counts == [3]
+
+    def broken(*_: object) -> torch.Tensor:
+        counts.append(0)
+        raise RuntimeError("a wrong shape")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(tiny_base, "predict", broken)
+    with pytest.raises(RuntimeError, match="a wrong shape"):
+        draw(tiny_base, PROMPTS, SEEDS)
+    assert counts == [3, 0]

@@ -20,10 +20,11 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from captioning import DatasetVersion, UserError
+from captioning import ClassPictures, DatasetVersion, Store, UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.families import Base, load_base
 from training.group import Group
+from training.job import SweepJob, TrialSpec
 from training.lockstep import _Result, in_step
 from training.loop import Event, train
 from training.probe import random_cache
@@ -38,7 +39,7 @@ from training.sharding import (
     whole,
     worker_mesh,
 )
-from training.worker import SweepJob, TrialSpec, Worker
+from training.worker import Worker
 from training.zero import load_with_zero, release_engine
 
 # A larger eps than Adam's own: else a gradient of pure rounding moves a weight by a whole lr.
@@ -53,7 +54,7 @@ NETWORKS: tuple[dict[str, Any], ...] = (
 def recipe(network: dict[str, Any], **changes: Any) -> Recipe:
     data: dict[str, Any] = {
         "network": network,
-        "optimizer": {"lr": 1e-3, "eps": 1e-5},
+        "optimizer": {"lr": 1e-3, "eps": 1e-4},
         "steps": 4,
         "checkpoint_every": 2,
         "batch_size": 2,
@@ -157,14 +158,18 @@ def train_sharded(rank: int, jobs: list[SweepJob], folder: Path) -> None:
 def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
     frozen_dataset: DatasetVersion,
     frozen_wide_dataset: DatasetVersion,
+    tiny_base_path: Path,
     tiny_clip_path: Path,
+    class_set: tuple[Store, ClassPictures],
     tmp_path: Path,
 ) -> None:
     torch.set_num_threads(1)
+    store, pictures = class_set
     sdxl = tiny_families.build("sdxl", tmp_path / "sdxl"), frozen_dataset, tiny_clip_path
     flux = tiny_families.build("flux-dev", tmp_path / "flux"), frozen_wide_dataset, tiny_clip_path
     with_all = {"targets": "attention+ff+conv", "text_encoder": {"lr": 1e-4}}
     buckets = {"aspect_buckets": True, "bucket_step_px": 16}
+    preserving = {"class_pictures": pictures.name, "class_prompt": "person", "prior_weight": 0.5}
 
     def of_sdxl(name: str, batch_size: int) -> SweepJob:
         return make_job(*sdxl, tmp_path / name, with_all, batch_size)
@@ -174,43 +179,52 @@ def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
         job = make_job(*flux, tmp_path / name, {}, batch_size, **buckets)
         return replace(job, scoring=None)
 
+    def of_classes(name: str, batch_size: int) -> SweepJob:
+        base = tiny_base_path, frozen_dataset, tiny_clip_path
+        job = make_job(*base, tmp_path / name, {}, batch_size, **preserving)
+        return replace(first_two(job), scoring=None, store=str(store.root))
+
+    def first_two(job: SweepJob) -> SweepJob:
+        """To be quick where the other two learn the same way."""
+        return replace(job, trials=job.trials[:2])
+
     shared = [
         replace(of_sdxl("sdxl-fsdp", 2), strategy="fsdp"),
-        replace(of_sdxl("sdxl-zero", 2), strategy="deepspeed"),
+        replace(first_two(of_sdxl("sdxl-zero", 2)), strategy="deepspeed"),
         replace(of_flux("flux-fsdp", 2), strategy="fsdp"),
+        replace(of_classes("classes-fsdp", 2), strategy="fsdp"),
+        replace(of_classes("classes-zero", 2), strategy="deepspeed", share_optimizers=True),
     ]
     run_ranks(train_sharded, shared, tmp_path)
-    one_sdxl, one_flux = of_sdxl("sdxl-one", 4), of_flux("flux-one", 4)
+    alone = of_sdxl("sdxl-one", 4), of_flux("flux-one", 4), of_classes("classes-one", 4)
     packs = [
-        [event for event in work(job, Group(0, 1)) if event["kind"] == "pack"]
-        for job in (one_sdxl, one_flux)
+        next(event for event in work(job, Group(0, 1)) if event["kind"] == "pack") for job in alone
     ]
-    (of_whole_sdxl,), (of_whole_flux,) = packs
-    expected = [(one_sdxl, of_whole_sdxl)] * 2 + [(one_flux, of_whole_flux)]
-    for number, (job, (alone, whole_pack)) in enumerate(zip(shared, expected, strict=True)):
+    for number, (job, which) in enumerate(zip(shared, (0, 0, 1, 2, 2), strict=True)):
         before, after = json.loads((tmp_path / f"events-{number}.json").read_text())
         assert before[-1]["kind"] == "stopped"
         resumed = [e["step"] for e in after if e["kind"] == "step" and e["trial"] == "t0"]
         assert resumed == [3, 4]
         finished = sorted(e["trial"] for e in after if e["kind"] == "finished")
-        assert finished == ["t0", "t1", "t2", "t3"]
+        assert finished == [spec.trial for spec in job.trials]
         if job.scoring is not None:
             assert ("t1", 2) in [(e["trial"], e["step"]) for e in after if e["kind"] == "score"]
         # What each worker holds of the frozen base.
-        full = whole_pack["base_bytes"]
+        full = packs[which]["base_bytes"]
         (share,) = [e["base_bytes"] for e in before if e["kind"] == "pack"]
         assert 0.49 * full <= share <= 0.52 * full
-        assert_same(job, alone)
+        assert_same(job, alone[which])
 
 
 def assert_same(found: SweepJob, expected: SweepJob) -> None:
     """Every checkpoint: the adapter, the measured identity, the scored pictures."""
-    for one, other in zip(found.trials, expected.trials, strict=True):
+    for one, other in zip(found.trials, expected.trials[: len(found.trials)], strict=True):
         pairs = zip(list_checkpoints(one.trial_dir), list_checkpoints(other.trial_dir), strict=True)
         for shared, single in pairs:
             wanted = load_checkpoint(single.path).adapter
             for name, tensor in load_checkpoint(shared.path).adapter.items():
-                torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-5)
+                largest = float(wanted[name].abs().max())
+                torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=3e-5 * largest)
             if found.scoring is None:
                 continue
             score, alone = Score.load(shared.path), Score.load(single.path)
@@ -250,13 +264,17 @@ def look_at_weights(rank: int, folder: Path) -> None:
     assert held <= 0.52 * total
     go_along(Group(rank, 2), shared, base)
     run_out(rank, shared, folder)
-    look_at_half_types(folder)
+    from deepspeed.accelerator import get_accelerator
+
+    # It asks whether the processor computes in fp16 by itself; PyTorch has it on all, if slowly.
+    get_accelerator().is_fp16_supported = lambda: True
+    for dtype in (torch.bfloat16, torch.float16):
+        look_at_half_type(rank, folder, dtype)
 
 
 @torch.no_grad()
-def look_at_half_types(folder: Path) -> None:
-    """DeepSpeed has modes of its own for these; it has fp16 on a GPU and on few processors."""
-    dtype = torch.bfloat16
+def look_at_half_type(rank: int, folder: Path, dtype: torch.dtype) -> None:
+    """DeepSpeed has a mode of its own for each."""
     base = load_base(folder, dtype=dtype)
     shared = load_with_zero(str(folder), torch.device("cpu"), dtype, offload=False)
     assert is_sharded(shared)
@@ -266,12 +284,28 @@ def look_at_half_types(folder: Path) -> None:
     for weight, share in zip(base.denoiser.parameters(), shared.denoiser.parameters(), strict=True):
         assert share.dtype == dtype
         assert torch.equal(whole(share), weight)
+    if dtype == torch.float16:
+        train_in_fp16(rank, shared, base, folder)
     # Nothing but this function may hold on to it, or the next base would find no room.
     release_engine(shared)
     gone = weakref.ref(shared.denoiser)
     del shared, share
     gc.collect()
     assert gone() is None
+
+
+@torch.enable_grad()
+def train_in_fp16(rank: int, shared: Base, base: Base, folder: Path) -> None:
+    wanted = recipe({"rank": 2, "method": "dora"}, precision="fp16")
+    adapters = []
+    for name, one in (("shared", shared), ("whole", base)):
+        train(one, random_cache(one, wanted), wanted, folder / f"fp16-{name}", rank, 2)
+        dist.barrier()  # rank 0 writes
+        last = list_checkpoints(folder / f"fp16-{name}")[-1].path
+        adapters.append(load_checkpoint(last).adapter)
+    assert any(tensor.any() for name, tensor in adapters[0].items() if "lora_B" in name)
+    for name, tensor in adapters[1].items():
+        torch.testing.assert_close(adapters[0][name], tensor, rtol=0, atol=0)
 
 
 def go_along(group: Group, shared: Base, base: Base) -> None:

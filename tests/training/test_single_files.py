@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from original_layout import UNET, VAE, configs_only, flux2, qwen_image, sd15, sdxl, z_image
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from original_layout import UNET, VAE, configs_only, sd2, sd15, sdxl
+from original_transformers import flux, flux2, qwen_image, sd3, z_image
 from safetensors.torch import load_file, save_file
-from tiny_families import build, build_sdxl
+from tiny_families import build, build_sd2, build_sd3, build_sdxl
 from torch import Tensor
 
 from captioning import UserError
+from training import Recipe, check_on_base
 from training.families import (
     Base,
     absolute_base,
@@ -27,8 +30,11 @@ from training.families import (
     native_size_px,
 )
 
-# The least number of layers by which diffusers tells SDXL's second encoder from others.
-TELLING_LAYERS = 10
+# The least number of layers by which diffusers tells SDXL's second encoder from others, and the one
+# by which it knows an SD3.5-large, of any width.
+TELLING_LAYERS, LARGE_LAYERS = 10, 38
+# Of the real FLUX.1, and of the small one.
+FLUX_WIDTH, NARROW = 3072, 32
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +62,16 @@ def folders(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     with torch.random.fork_rng():
         torch.manual_seed(0)
         xl = build_sdxl(tmp_path_factory.mktemp("sdxl"), layers=TELLING_LAYERS)
-    return {"sd15": tiny_base_path, "sdxl": xl}
+        # diffusers knows a file of it by the second layer of a block.
+        second = build_sd2(tmp_path_factory.mktemp("sd2"), layers=2)
+    return {"sd15": tiny_base_path, "sd15-sd2": second, "sdxl": xl}
 
 
 @pytest.fixture(scope="module")
 def tensors(folders: dict[str, Path]) -> dict[str, dict[str, Tensor]]:
     """The same models as the tensors of a single file."""
-    return {"sd15": sd15(folders["sd15"]), "sdxl": sdxl(folders["sdxl"])}
+    writers = {"sd15": sd15, "sd15-sd2": sd2, "sdxl": sdxl}
+    return {name: write_out(folders[name]) for name, write_out in writers.items()}
 
 
 @pytest.fixture(scope="module")
@@ -85,28 +94,28 @@ def weights(folder: Path) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", "sd15-sd2", "sdxl"])
 def test_every_tensor_and_config_is_that_of_the_folder(
-    family: str,
+    name: str,
     folders: dict[str, Path],
     tensors: dict[str, dict[str, Tensor]],
     configs: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    file = write(tmp_path / "model.safetensors", tensors[family])
-    base = load_base(f"{file}@{configs[family]}")
-    assert base.family == family
+    file = write(tmp_path / "model.safetensors", tensors[name])
+    base = load_base(f"{file}@{configs[name]}")
+    assert base.family == name.split("-")[0]
     assert base.id == str(file)
-    found, wanted = weights(base.folder), weights(folders[family])
+    found, wanted = weights(base.folder), weights(folders[name])
     assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     for part in base.components:
-        for path in (folders[family] / part).glob("*.json"):
+        for path in (folders[name] / part).glob("*.json"):
             copy = base.folder / part / path.name
             assert json.loads(copy.read_text()) == json.loads(path.read_text())
     prompts = ["zkw, person"]
-    for name, tensor in load_base(folders[family]).encode_prompts(prompts).items():
-        assert torch.equal(base.encode_prompts(prompts)[name], tensor)
+    for key, tensor in load_base(folders[name]).encode_prompts(prompts).items():
+        assert torch.equal(base.encode_prompts(prompts)[key], tensor)
 
 
 def test_all_facts_are_had_from_one_conversion_that_is_kept(
@@ -121,6 +130,8 @@ def test_all_facts_are_had_from_one_conversion_that_is_kept(
     assert (facts.source, facts.family) == (name, "sd15")
     assert facts.content_hash == base_hash(name) == load_base(name).content_hash
     assert (family_of(name).family, native_size_px(name)) == ("sd15", 64)
+    with pytest.raises(UserError, match="to_qq"):
+        check_on_base([Recipe.model_validate({"network": {"targets": "regex:to_qq"}})], name)
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     (line,) = caplog.messages
     assert "converting once" in line and str(folder) in line
@@ -225,7 +236,24 @@ def test_what_the_file_lacks_is_borrowed_from_a_whole_folder(
         load_base(f"{file}@{configs['sdxl']}")
 
 
+@pytest.fixture(autouse=True)
+def flux_may_be_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' reader takes FLUX.1's layers apart at 3072, whatever a config says.
+
+    One block of each kind would have 480 million weights. Only that number is replaced.
+    """
+    code = convert_flux_transformer_checkpoint_to_diffusers.__code__
+    assert code.co_consts.count(FLUX_WIDTH) == 1
+    narrow = tuple(NARROW if one == FLUX_WIDTH else one for one in code.co_consts)
+    monkeypatch.setattr(
+        convert_flux_transformer_checkpoint_to_diffusers, "__code__", code.replace(co_consts=narrow)
+    )
+
+
 LONE: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    "sd3": sd3,
+    "flux-dev": flux,
+    "flux-schnell": flux,
     "flux2-dev": flux2,
     "flux2-klein": flux2,
     "zimage": z_image,
@@ -236,7 +264,16 @@ LONE: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 @pytest.fixture(scope="module")
 def lone_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Models of which files hold the transformer, and seldom more; never change them."""
-    return functools.cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        if name != "sd3":
+            return build(name, folder)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return build_sd3(folder, layers=LARGE_LAYERS)
+
+    return functools.cache(make)
 
 
 @pytest.mark.parametrize("name", LONE)
@@ -249,7 +286,7 @@ def test_a_transformer_from_the_file_is_completed_from_the_folder(
     assert base.family == name.split("-")[0]
     found, wanted = weights(base.folder), weights(folder)
     assert found.keys() == wanted.keys()
-    own = ("transformer/", "vae/") if name == "zimage" else ("transformer/",)
+    own = ("transformer/", "vae/") if name in {"sd3", "zimage"} else ("transformer/",)
     for key, tensor in wanted.items():
         assert torch.equal(found[key], tensor + 1 if key.startswith(own) else tensor), key
     index = json.loads((folder / "model_index.json").read_text())
@@ -258,6 +295,19 @@ def test_a_transformer_from_the_file_is_completed_from_the_folder(
     file = write(tmp_path / "lacking.safetensors", lacking)
     with pytest.raises(UserError, match="its transformer lacks some of its weights"):
         load_base(f"{file}@{folder}")
+
+
+def test_joined_layers_in_fp8_are_widened_and_taken_apart(
+    lone_once: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Most of the files of FLUX.1 that are passed around are in plain fp8."""
+    folder = lone_once("flux-dev")
+    tensors = {key: t.to(torch.float8_e4m3fn) for key, t in flux(folder).items()}
+    base = load_base(f"{write(tmp_path / 'model.safetensors', tensors)}@{folder}")
+    found = load_file(base.folder / "transformer/diffusion_pytorch_model.safetensors")
+    wanted = load_file(folder / "transformer/diffusion_pytorch_model.safetensors")
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key], tensor.to(torch.float8_e4m3fn).to(torch.bfloat16)), key
 
 
 def test_lone_transformers_of_another_kind_are_refused(
@@ -348,6 +398,9 @@ def test_without_configs_and_hub_the_fix_is_named(
         load_base(file)
     assert "stabilityai/stable-diffusion-xl-base-1.0" in str(caught.value)
     assert f"write {file}@FOLDER" in str(caught.value)
+    second = write(tmp_path / "second.safetensors", tensors["sd15-sd2"])
+    with pytest.raises(UserError, match="stabilityai/stable-diffusion-2-1 could not be had"):
+        load_base(second)
     with pytest.raises(UserError, match=r"of StableDiffusionXLPipeline, but the folder of"):
         load_base(f"{file}@{configs['sd15']}")
     with pytest.raises(UserError, match=r"model_index.json.*is missing"):

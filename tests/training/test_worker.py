@@ -16,13 +16,14 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.compiled import compile_blocks
 from training.families import Base
 from training.group import Group, Ledger
+from training.job import SweepJob, TrialSpec
 from training.loop import Event
 from training.pack.layer import BankLinear
-from training.prompts import ScoringConfig
+from training.prompts import Limits, ScoringConfig
 from training.quantised import load_quantised
 from training.recipe import Recipe
 from training.scores import Score
-from training.worker import FAILED_FILE, SETUP, SetupError, SweepJob, TrialSpec, Worker
+from training.worker import FAILED_FILE, SETUP, SetupError, Worker
 
 SCORING = ScoringConfig(
     prompts=("{subject}, smile", "{subject}, hat"),
@@ -123,7 +124,9 @@ def test_a_compiled_base_gives_the_same_adapters(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The compiler follows the code and generates none, which takes seconds and not minutes.
-    monkeypatch.setattr("training.worker.compile_blocks", partial(compile_blocks, backend="eager"))
+    monkeypatch.setattr(
+        "training.held_base.compile_blocks", partial(compile_blocks, backend="eager")
+    )
     plain = make_job(recipe(), recipe(seed=1, network={"rank": 4, "method": "dora"}))
     moved = tuple(replace(spec, trial_dir=tmp_path / "again" / spec.trial) for spec in plain.trials)
     assert run(plain)[0] is None
@@ -193,7 +196,7 @@ def test_scoring_in_between_does_not_change_the_training(make_job: MakeJob, tmp_
 def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_score(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import training.worker as worker_module
+    import training.held_base as base_module
 
     made: list[tuple[str, weakref.ref[torch.nn.Module]]] = []  # every encoder ever loaded
     alive: dict[str, list[list[str]]] = {"step": [], "score": []}
@@ -219,7 +222,7 @@ def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_scor
         if event["kind"] in alive:
             alive[event["kind"]].append([name for name, module in made if module() is not None])
 
-    monkeypatch.setattr(worker_module, "load_quantised", load)
+    monkeypatch.setattr(base_module, "load_quantised", load)
     problem, _ = run(make_job(recipe(), scored=True), on_event=look)
     assert problem is None
     assert alive["step"] == [[]] * 4
@@ -229,18 +232,29 @@ def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_scor
     assert [name for name, _ in made] == ["vae", "text_encoders", "vae", "vae"]
 
 
-@pytest.mark.parametrize("keep_all", [True, False])
 def test_the_states_of_the_best_and_the_last_checkpoint_are_kept(
-    make_job: MakeJob, keep_all: bool
+    make_job: MakeJob, tmp_path: Path
 ) -> None:
-    job = make_job(recipe(steps=4, checkpoint_every=1), scored=True)
-    problem, _ = run(replace(job, keep_all_states=keep_all))
-    assert problem is None
-    checkpoints = list_checkpoints(job.trials[0].trial_dir)
-    identities = {one.step: Score.load(one.path).identity.value for one in checkpoints}
-    best = max(identities, key=lambda step: identities[step])
-    kept = [one.step for one in checkpoints if one.has_state]
-    assert kept == ([1, 2, 3, 4] if keep_all else sorted({best, 4}))
+    job = make_job(recipe(steps=4, checkpoint_every=1, optimizer={"lr": 0.1}), scored=True)
+    trial, scoring = job.trials[0], job.scoring
+    assert run(job)[0] is None and scoring is not None
+    checkpoints = list_checkpoints(trial.trial_dir)
+    assert all(one.has_state for one in checkpoints)
+    scores = {one.step: Score.load(one.path) for one in checkpoints}
+    # A guard that one checkpoint passes alone, and not the one of the highest identity.
+    nearest = min(scores, key=lambda step: scores[step].drift.value)
+    assert nearest < 4 and nearest != max(scores, key=lambda step: scores[step].identity.value)
+    drift = scores[nearest].drift.value
+    limits = Limits(prompt_fidelity_min=None, drift_max=drift, memorisation_max=None)
+    limited = replace(
+        job,
+        trials=(replace(trial, trial_dir=tmp_path / "limited/t0"),),
+        scoring=scoring.model_copy(update={"limits": limits}),
+        keep_all_states=False,
+    )
+    assert run(limited)[0] is None
+    kept = list_checkpoints(tmp_path / "limited/t0")
+    assert [one.step for one in kept if one.has_state] == [nearest, 4]
 
 
 def test_a_checkpoint_that_a_kill_left_unscored_is_scored_later(make_job: MakeJob) -> None:
@@ -290,9 +304,9 @@ def watch_predictions(
     change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> None:
     """Give every output of the worker's UNet, with its latents, to `change`."""
-    import training.worker as worker_module
+    import training.held_base as base_module
 
-    load_quantised = worker_module.load_quantised
+    load_quantised = base_module.load_quantised
 
     def load(*arguments: Any) -> Base:
         base = load_quantised(*arguments)
@@ -300,7 +314,7 @@ def watch_predictions(
         monkeypatch.setattr(base, "predict", lambda *a: change(a[0], predict(*a)))
         return base
 
-    monkeypatch.setattr(worker_module, "load_quantised", load)
+    monkeypatch.setattr(base_module, "load_quantised", load)
 
 
 def test_a_pack_that_does_not_fit_is_trained_in_halves(

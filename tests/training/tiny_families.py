@@ -1,4 +1,4 @@
-"""Small random pipelines of the real architectures on disk: SDXL and the transformers.
+"""Small random pipelines of the real architectures on disk, of every family.
 
 Few channels and layers, all else as in the real models' configs; nothing in them is trained.
 """
@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -25,6 +26,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     ZImagePipeline,
@@ -49,6 +51,65 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3Model,
 )
+
+# By the width of its text Stable Diffusion 2 is told from 1.
+SD2_WIDTH = 1024
+
+
+def build_sd15(folder: Path) -> Path:
+    """A CLIP whose last layer is read, convolutions around the attention; 64 px."""
+    tokenizer = clip_tokenizer(folder)
+    unet = {"layers_per_block": 1, "attention_head_dim": 8}
+    return _stable_diffusion(folder, tokenizer, clip(CLIPTextModel, tokenizer), "epsilon", **unet)
+
+
+def build_sd2(folder: Path, layers: int = 1) -> Path:
+    """As 2.1's: an OpenCLIP that lacks its last layer, linear layers around the attention.
+
+    It is padded with "!" and as wide as the real one, which is what 2 is told by. `layers` are
+    those of the UNet's blocks.
+    """
+    tokenizer = clip_tokenizer(folder, pad="!")
+    encoder = clip(CLIPTextModel, tokenizer, width=SD2_WIDTH, activation="gelu")
+    unet = {
+        "layers_per_block": layers,
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    }
+    return _stable_diffusion(folder, tokenizer, encoder, "v_prediction", **unet)
+
+
+def _stable_diffusion(
+    folder: Path, tokenizer: Any, encoder: Any, prediction_type: str, **unet: Any
+) -> Path:
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(4, scaling_factor=0.18215),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=encoder.config.hidden_size,
+            norm_num_groups=8,
+            **unet,
+        ),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return _save(pipeline, folder)
 
 
 def build_sdxl(folder: Path, prediction_type: str = "epsilon", layers: int = 2) -> Path:
@@ -90,8 +151,11 @@ def build_sdxl(folder: Path, prediction_type: str = "epsilon", layers: int = 2) 
     return _save(pipeline, folder)
 
 
-def build_sd3(folder: Path, with_t5: bool = True) -> Path:
-    """Joint attention of text and picture, as SD3.5-medium's with a second attention; 64 px."""
+def build_sd3(folder: Path, with_t5: bool = True, layers: int = 2) -> Path:
+    """Joint attention of text and picture, as SD3.5-medium's with a second attention; 64 px.
+
+    `layers` are the transformer's.
+    """
     tokenizer = clip_tokenizer(folder)
     pipeline = StableDiffusion3Pipeline(
         vae=_vae(16, scaling_factor=1.5305, shift_factor=0.0609),
@@ -106,7 +170,7 @@ def build_sd3(folder: Path, with_t5: bool = True) -> Path:
             patch_size=2,
             in_channels=16,
             out_channels=16,
-            num_layers=2,
+            num_layers=layers,
             attention_head_dim=8,
             num_attention_heads=4,
             caption_projection_dim=32,
@@ -252,6 +316,8 @@ def build_qwen_image(folder: Path) -> Path:
 
 #: Family (and variant) -> its builder.
 BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "sd15": build_sd15,
+    "sd15-sd2": build_sd2,
     "sdxl": build_sdxl,
     "sdxl-v": lambda folder: build_sdxl(folder, "v_prediction"),
     "sd3": build_sd3,

@@ -23,15 +23,16 @@ from transformers import (
 
 WIDTH = 32
 WIDE = 48
+END = "<|endoftext|>"
 
 
-def write_tokenizer(folder: Path) -> int:
+def write_tokenizer(folder: Path, pad: str = END) -> int:
     """A byte-level CLIP vocabulary without merges; returns its size."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
+    words += ["<|startoftext|>", END]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -39,25 +40,32 @@ def write_tokenizer(folder: Path) -> int:
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": 77,
         "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        "eos_token": END,
+        "unk_token": END,
+        "pad_token": pad,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return len(words)
 
 
-def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    write_tokenizer(folder / "tokenizer")
+def clip_tokenizer(folder: Path, pad: str = END) -> CLIPTokenizer:
+    write_tokenizer(folder / "tokenizer", pad)
     return CLIPTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def clip(kind: Any, tokenizer: CLIPTokenizer, layers: int = 2, width: int = WIDTH) -> Any:
+def clip(
+    kind: Any,
+    tokenizer: CLIPTokenizer,
+    layers: int = 2,
+    width: int = WIDTH,
+    activation: str = "quick_gelu",
+) -> Any:
     return kind(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
             intermediate_size=37,
+            hidden_act=activation,
             projection_dim=WIDTH,
             num_hidden_layers=layers,
             num_attention_heads=4,

@@ -61,7 +61,7 @@ def header_facts(
         "modelspec.resolution": f"{size_px}x{size_px}",
         "ss_output_name": stem,
         "ss_base_model_version": base.kohya_version,
-        "ss_v2": str(base.kohya_version == "sd_v2"),
+        "ss_v2": str(base.kohya_version.startswith("sd_v2")),
         "ss_sd_model_name": PurePath(base.id).name,
         "ss_network_module": "lycoris.kohya" if form in LYCORIS_ARGS else "networks.lora",
         "ss_network_args": json.dumps(arguments),

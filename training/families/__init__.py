@@ -38,6 +38,7 @@ __all__ = [
     "family_of",
     "load_base",
     "native_size_px",
+    "size_multiple_px",
 ]
 
 #: By the family's name.
@@ -73,6 +74,8 @@ def load_base(
 
     From a diffusers folder, a hub id, or a single-file checkpoint: `file.safetensors`, or
     `file.safetensors@config` where `config` is the folder or hub id that has what the file lacks.
+    On `meta` denoiser and CLIP encoders are made of their configs alone: they have layers and
+    shapes, and no weights are read.
     Raises UserError naming the file and the fix when it is no such model, when a file is missing
     or broken, or when only pickled weights are there.
     """
@@ -110,6 +113,15 @@ def native_size_px(path_or_id: str | Path) -> int:
     """
     folder, kind = _checked(path_or_id)
     return kind.native_size(folder)
+
+
+def size_multiple_px(path_or_id: str | Path) -> int:
+    """What the sides of a base's pictures must be multiples of, px; loads no weights.
+
+    Raises UserError like `load_base`.
+    """
+    folder, kind = _checked(path_or_id)
+    return kind.size_multiple(folder)
 
 
 def absolute_base(path_or_id: str) -> str:

@@ -66,6 +66,8 @@ class Base(ABC):
     unbatched_modules: ClassVar[tuple[str, ...]] = ()
     #: What `precision: auto` means on CUDA.
     half: ClassVar[str] = "fp16"
+    #: Whether activations surpass 65504, the largest number of fp16, so that losses are no numbers.
+    overflows_fp16: ClassVar[bool] = False
     #: Whether the objective is a flow and not a diffusion.
     is_flow: ClassVar[bool] = False
     #: Dotted recipe fields whose value is this when a recipe does not say.
@@ -91,6 +93,7 @@ class Base(ABC):
         self.latent_channels = int(self.vae_config.get("latent_channels", 4))
         self.vae_factor = vae_factor(folder)
         self.native_size_px = self.native_size(folder)
+        self.size_multiple_px = self.size_multiple(folder)
         self.tokenizers: dict[str, Any] = {}
         #: Whether an adapter is on the text encoders: what they say is then the adapter's.
         self.text_is_adapted = False
@@ -102,10 +105,10 @@ class Base(ABC):
     def native_size(cls, folder: Path) -> int:
         """The side of the pictures that the base was trained on, px; loads no weights."""
 
-    @property
-    def size_multiple_px(self) -> int:
-        """What the sides of a picture must be multiples of."""
-        return self.vae_factor * self.patch
+    @classmethod
+    def size_multiple(cls, folder: Path) -> int:
+        """What the sides of a picture must be multiples of, px; loads no weights."""
+        return vae_factor(folder) * cls.patch
 
     @property
     def guidance_embedded(self) -> bool:
@@ -119,7 +122,10 @@ class Base(ABC):
 
     @cached_property
     def encoder_hash(self) -> str:
-        """sha256 over the VAE, text encoders and tokenizers: what cached latents rest on."""
+        """sha256 over the VAE, text encoders and tokenizers: what cached latents rest on.
+
+        And over the scheduler's config, on which they do not rest.
+        """
         own = tuple(name for name in self.components if name != self.denoiser_name)
         return hash_components(self.folder, own)
 
@@ -131,12 +137,17 @@ class Base(ABC):
         import diffusers
 
         kind = getattr(diffusers, self.vae_class)
-        return load_network(kind, self.folder, "vae", torch.float32).to(self.device)
+        return load_network(kind, self.folder, "vae", torch.float32, self.device)
 
     @cached_property
     @abstractmethod
     def text_encoders(self) -> dict[str, Any]:
         """The text encoders, frozen, on the base's device, by the names of their subfolders."""
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """What the least precise text encoder is held in, known before any is loaded."""
+        return torch.float32
 
     @property
     def loaded_text_encoders(self) -> dict[str, Any]:

@@ -163,15 +163,21 @@ def _weight_variant(folder: Path, stem: str) -> str | None:
     return None
 
 
-def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
-    """One frozen network from its subfolder, on the CPU.
+def load_network(
+    kind: Any, folder: Path, component: str, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """One frozen network from its subfolder, read into the host's memory, then put on `device`.
 
-    Raises UserError naming the folder when it cannot be read.
+    On `meta` it is made of its config alone: no weights are read, and all that is known are the
+    layers and their shapes. Raises UserError naming the folder when it cannot be read.
     """
     stem = _weight_stem(component)
     if stem is None:
         raise ValueError(f"{component} has no weights")
     with naming_the_folder(folder / component), no_progress_bars():
+        if device.type == "meta":
+            network = _shapes_alone(kind, folder, component).to(dtype)
+            return network.requires_grad_(False).eval()
         network = kind.from_pretrained(
             folder,
             subfolder=component,
@@ -180,7 +186,27 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype) ->
             local_files_only=True,
             variant=_weight_variant(folder / component, stem) or None,
         )
-    return network.requires_grad_(False).eval()
+    return network.requires_grad_(False).eval().to(device)
+
+
+def _shapes_alone(kind: Any, folder: Path, component: str) -> Any:
+    """A network of diffusers or transformers, by its config, without memory for its weights."""
+    place: dict[str, Any] = {"subfolder": component, "local_files_only": True}
+    if hasattr(kind, "load_config"):  # diffusers
+        config = kind.load_config(folder, **place)
+        with torch.device("meta"):
+            return kind.from_config(config)
+    config = kind.config_class.from_pretrained(folder, **place)
+    with torch.device("meta"):
+        return kind(config)
+
+
+def language_model_dtype(device: torch.device) -> torch.dtype:
+    """What text encoders larger than CLIP's are held in: fp32 on a CPU, bf16 elsewhere.
+
+    In fp32 a T5-XXL has 19 GB, and in fp16 its activations overflow.
+    """
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def load_part(kind: Any, folder: Path, component: str, **options: Any) -> Any:

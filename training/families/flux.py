@@ -15,7 +15,7 @@ from torch import Tensor
 from captioning import UserError
 from training.families.base import Base, Conditions, even_flow_sampler, flow_objective
 from training.families.clip_text import clip_tokens
-from training.families.files import load_network, load_part
+from training.families.files import language_model_dtype, load_network, load_part
 from training.families.patches import from_tokens, to_tokens
 from training.families.t5_text import load_t5, t5_states
 
@@ -63,7 +63,8 @@ class FluxBase(Base):
         "proj_mlp",
         "proj_out",
     )
-    half = "bf16"  # its activations overflow fp16
+    half = "bf16"
+    overflows_fp16 = True  # kohya's trainer gets losses of nan; diffusers clips two of the sums
     is_flow = True
     defaults = DEFAULTS
     patch = 2
@@ -76,8 +77,7 @@ class FluxBase(Base):
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = flow_objective(folder, self.patch)
-        self.denoiser = load_network(FluxTransformer2DModel, folder, "transformer", dtype)
-        self.denoiser.to(device)
+        self.denoiser = load_network(FluxTransformer2DModel, folder, "transformer", dtype, device)
         if self.denoiser.config.in_channels != self.latent_channels * self.patch**2:
             raise UserError(
                 str(folder / "transformer" / "config.json"),
@@ -94,11 +94,15 @@ class FluxBase(Base):
     def text_encoders(self) -> dict[str, Any]:
         from transformers import CLIPTextModel
 
-        clip = load_network(CLIPTextModel, self.folder, "text_encoder", torch.float32)
+        place = self.folder, "text_encoder", torch.float32, self.device
         return {
-            "text_encoder": clip.to(self.device),
+            "text_encoder": load_network(CLIPTextModel, *place),
             "text_encoder_2": load_t5(self.folder, "text_encoder_2", self.device),
         }
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        return language_model_dtype(self.device)
 
     @classmethod
     def native_size(cls, folder: Path) -> int:

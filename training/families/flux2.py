@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.families.base import Base, Conditions, flow_objective, refuse_other_inputs
-from training.families.files import INDEX_FILE, load_network, load_part, read_json
+from training.families.files import (
+    INDEX_FILE,
+    language_model_dtype,
+    load_network,
+    load_part,
+    read_json,
+)
 from training.families.qwen_text import load_qwen, qwen_states
 from training.families.vision_language import load_language_model, mistral_states
 from training.objective import FLOW_TIMESTEPS
@@ -65,7 +71,8 @@ class Flux2Base(Base):
         "ff_context.linear_in",
         "ff_context.linear_out",
     )
-    half = "bf16"  # its activations overflow fp16, as FLUX.1's
+    half = "bf16"
+    overflows_fp16 = True  # as FLUX.1
     is_flow = True
     defaults = DEFAULTS
 
@@ -80,8 +87,7 @@ class Flux2Base(Base):
         self.latent_channels *= VAE_PATCH**2
         self.vae_factor *= VAE_PATCH
         self.objective = flow_objective(folder, self.patch)
-        self.denoiser = load_network(Flux2Transformer2DModel, folder, "transformer", dtype)
-        self.denoiser.to(device)
+        self.denoiser = load_network(Flux2Transformer2DModel, folder, "transformer", dtype, device)
         refuse_other_inputs(self, self.denoiser.config.in_channels)
         self.tokenizers = {"tokenizer": load_part(AutoTokenizer, folder, "tokenizer")}
         index = read_json(folder / INDEX_FILE)
@@ -97,9 +103,17 @@ class Flux2Base(Base):
         kind = Mistral3ForConditionalGeneration
         return {"text_encoder": load_language_model(kind, self.folder, "text_encoder", self.device)}
 
+    @property
+    def text_dtype(self) -> torch.dtype:
+        return language_model_dtype(self.device)
+
     @classmethod
     def native_size(cls, folder: Path) -> int:
         return NATIVE_SIZE_PX
+
+    @classmethod
+    def size_multiple(cls, folder: Path) -> int:
+        return super().size_multiple(folder) * VAE_PATCH
 
     @property
     def guidance_embedded(self) -> bool:

@@ -66,11 +66,13 @@ def _lone_network(file: Path, config: Path, name: str, kind: str, contents: Cont
 
 @contextmanager
 def _naming_what_is_missing(name: str) -> Iterator[None]:
-    """What a file does not fill stays without memory, and cannot be moved."""
+    """What a file does not fill has no memory and cannot be moved, or a reader asks for it."""
     try:
         yield
     except NotImplementedError as error:
         raise ValueError(f"its {name} lacks some of its weights") from error
+    except KeyError as error:
+        raise ValueError(f"its {name} lacks some of its weights: {error.args[0]}") from error
 
 
 def is_part(value: Any) -> bool:

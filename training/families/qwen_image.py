@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from captioning import UserError
 from training.families.base import Base, Conditions, even_flow_sampler, flow_objective
-from training.families.files import load_network, load_part
+from training.families.files import language_model_dtype, load_network, load_part
 from training.families.patches import from_tokens, to_tokens
 from training.families.vision_language import load_language_model
 from training.objective import FLOW_TIMESTEPS
@@ -65,6 +65,7 @@ class QwenImageBase(Base):
         "txt_mlp.net.2",
     )
     half = "bf16"  # it is trained and published in it
+    overflows_fp16 = True  # ComfyUI, which offers bf16 and fp32 for it, gets black pictures in fp16
     is_flow = True
     defaults = DEFAULTS
     patch = 2
@@ -78,8 +79,8 @@ class QwenImageBase(Base):
         super().__init__(path_or_id, folder, device, dtype)
         self.latent_channels = int(self.vae_config["z_dim"])
         self.objective = flow_objective(folder, self.patch)
-        self.denoiser = load_network(QwenImageTransformer2DModel, folder, "transformer", dtype)
-        self.denoiser.to(device)
+        place = folder, "transformer", dtype, device
+        self.denoiser = load_network(QwenImageTransformer2DModel, *place)
         if self.denoiser.config.in_channels != self.latent_channels * self.patch**2:
             raise UserError(
                 str(folder / "transformer" / "config.json"),
@@ -95,6 +96,10 @@ class QwenImageBase(Base):
 
         kind = Qwen2_5_VLForConditionalGeneration
         return {"text_encoder": load_language_model(kind, self.folder, "text_encoder", self.device)}
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        return language_model_dtype(self.device)
 
     @classmethod
     def native_size(cls, folder: Path) -> int:

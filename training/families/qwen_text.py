@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.families.files import load_network
+from training.families.files import language_model_dtype, load_network
 
 
 def load_qwen(folder: Path, component: str, device: torch.device) -> Any:
-    """A Qwen3 without its head: fp32 on a CPU, bf16 elsewhere (the 4B has 16 GB in fp32)."""
+    """A Qwen3 without its head in the precision of `language_model_dtype`."""
     from transformers import AutoModel
 
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    return load_network(AutoModel, folder, component, dtype).to(device)
+    dtype = language_model_dtype(device)
+    return load_network(AutoModel, folder, component, dtype, torch.device("cpu")).to(device)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from training.families.base import Base, Conditions, flow_objective, vae_factor
 from training.families.clip_text import penultimate_and_pooled
-from training.families.files import load_network, load_part, read_json
+from training.families.files import language_model_dtype, load_network, load_part, read_json
 from training.families.t5_text import load_t5, t5_states
 
 # Tokens of the T5's part, the default of StableDiffusion3Pipeline.
@@ -56,7 +56,7 @@ class SD3Base(Base):
         "to_add_out",
     )
     feed_forward_modules = ("net.0.proj", "net.2")
-    half = "bf16"  # its activations overflow fp16
+    half = "bf16"  # SD3.5 is published in it; diffusers' README_sd3.md trains SD3 in fp16
     is_flow = True
     defaults = DEFAULTS
     patch = 2
@@ -69,8 +69,7 @@ class SD3Base(Base):
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = flow_objective(folder, self.patch)
-        self.denoiser = load_network(SD3Transformer2DModel, folder, "transformer", dtype)
-        self.denoiser.to(device)
+        self.denoiser = load_network(SD3Transformer2DModel, folder, "transformer", dtype, device)
         for number in ("", "_2"):
             name = f"tokenizer{number}"
             self.tokenizers[name] = load_part(CLIPTokenizer, folder, name)
@@ -84,12 +83,16 @@ class SD3Base(Base):
 
         kind = CLIPTextModelWithProjection
         encoders = {
-            name: load_network(kind, self.folder, name, torch.float32).to(self.device)
+            name: load_network(kind, self.folder, name, torch.float32, self.device)
             for name in ("text_encoder", "text_encoder_2")
         }
         if self._has_t5:
             encoders["text_encoder_3"] = load_t5(self.folder, "text_encoder_3", self.device)
         return encoders
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        return language_model_dtype(self.device) if self._has_t5 else torch.float32
 
     @classmethod
     def native_size(cls, folder: Path) -> int:

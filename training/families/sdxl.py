@@ -65,7 +65,7 @@ class SDXLBase(Base):
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = diffusion_objective(folder)
-        self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype).to(device)
+        self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype, device)
         refuse_other_inputs(self, self.denoiser.config.in_channels)
         self.tokenizers = {
             name: load_part(CLIPTokenizer, folder, name) for name in ("tokenizer", "tokenizer_2")
@@ -77,7 +77,7 @@ class SDXLBase(Base):
 
         kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
         return {
-            name: load_network(kind, self.folder, name, torch.float32).to(self.device)
+            name: load_network(kind, self.folder, name, torch.float32, self.device)
             for name, kind in kinds.items()
         }
 

@@ -60,7 +60,7 @@ class StableDiffusionBase(Base):
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = diffusion_objective(folder)
-        self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype).to(device)
+        self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype, device)
         refuse_other_inputs(self, self.denoiser.config.in_channels)
         self.tokenizers = {"tokenizer": load_part(CLIPTokenizer, folder, "tokenizer")}
 
@@ -68,8 +68,8 @@ class StableDiffusionBase(Base):
     def text_encoders(self) -> dict[str, Any]:
         from transformers import CLIPTextModel
 
-        encoder = load_network(CLIPTextModel, self.folder, "text_encoder", torch.float32)
-        return {"text_encoder": encoder.to(self.device)}
+        place = self.folder, "text_encoder", torch.float32, self.device
+        return {"text_encoder": load_network(CLIPTextModel, *place)}
 
     @classmethod
     def native_size(cls, folder: Path) -> int:
@@ -102,7 +102,9 @@ class StableDiffusionBase(Base):
 
     @property
     def kohya_version(self) -> str:
-        return "sd_v2" if self._is_sd2 else "sd_v1"
+        """As sd-scripts' `get_model_version_str_for_sd1_sd2`."""
+        v_prediction = self.objective.prediction_type == "v_prediction"
+        return f"sd_{'v2' if self._is_sd2 else 'v1'}{'_v' if v_prediction else ''}"
 
     @property
     def modelspec_architecture(self) -> str:

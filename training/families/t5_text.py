@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.families.files import load_network
+from training.families.files import language_model_dtype, load_network
 
 
 def load_t5(folder: Path, component: str, device: torch.device) -> Any:
-    """A T5 encoder: fp32 on a CPU, bf16 elsewhere (T5-XXL has 19 GB in fp32; fp16 overflows)."""
+    """A T5 encoder in the precision of `language_model_dtype`."""
     from transformers import T5EncoderModel
 
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    return load_network(T5EncoderModel, folder, component, dtype).to(device)
+    dtype = language_model_dtype(device)
+    return load_network(T5EncoderModel, folder, component, dtype, device)
 
 
 @torch.no_grad()

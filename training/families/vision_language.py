@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.families.files import load_network
+from training.families.files import language_model_dtype, load_network
 
 
 def load_language_model(kind: Any, folder: Path, component: str, device: torch.device) -> Any:
-    """`kind`'s network below its head: fp32 on a CPU, bf16 elsewhere (the 7B has 33 GB in fp32).
+    """`kind`'s network below its head, in the precision of `language_model_dtype`.
 
     `kind` is the class that the pipelines load, which knows the names in the published files.
     """
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    return load_network(kind, folder, component, dtype).model.to(device)
+    dtype = language_model_dtype(device)
+    # The head is dropped before anything is put on the device.
+    return load_network(kind, folder, component, dtype, torch.device("cpu")).model.to(device)
 
 
 @torch.no_grad()

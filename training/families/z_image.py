@@ -19,7 +19,7 @@ from training.families.base import (
     flow_objective,
     refuse_other_inputs,
 )
-from training.families.files import load_network, load_part
+from training.families.files import language_model_dtype, load_network, load_part
 from training.families.qwen_text import load_qwen, qwen_states
 from training.objective import FLOW_TIMESTEPS
 
@@ -48,6 +48,7 @@ class ZImageBase(Base):
     feed_forward_modules = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
     unbatched_modules = ("cap_embedder",)  # captions of several lengths, one after the other
     half = "bf16"  # it is trained and published in it
+    overflows_fp16 = True  # its pictures are black in it, as its authors were told
     is_flow = True
     defaults = DEFAULTS
     patch = 2
@@ -60,14 +61,17 @@ class ZImageBase(Base):
 
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = flow_objective(folder, self.patch)
-        self.denoiser = load_network(ZImageTransformer2DModel, folder, "transformer", dtype)
-        self.denoiser.to(device)
+        self.denoiser = load_network(ZImageTransformer2DModel, folder, "transformer", dtype, device)
         refuse_other_inputs(self, self.denoiser.config.in_channels)
         self.tokenizers = {"tokenizer": load_part(AutoTokenizer, folder, "tokenizer")}
 
     @cached_property
     def text_encoders(self) -> dict[str, Any]:
         return {"text_encoder": load_qwen(self.folder, "text_encoder", self.device)}
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        return language_model_dtype(self.device)
 
     @classmethod
     def native_size(cls, folder: Path) -> int:

@@ -140,16 +140,14 @@ class RowOptimizer:
         return value.to(self._bank.device, copy=True)
 
 
-def _make(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def library_class(options: Optimizer) -> Any:
+    """The library's class that takes the steps.
+
+    Raises UserError if its package cannot be imported.
+    """
     module, _, name = options.library.rpartition(".")
-    settings = options.model_dump(exclude={"type", "lora_plus_ratio", "weight_decay"})
-    if isinstance(options, AdamW):
-        settings["fused"] = True
-    if isinstance(options, Adafactor):
-        settings["eps"] = (options.eps, UNUSED_EPS)
-        settings |= {"relative_step": False, "scale_parameter": False, "warmup_init": False}
     try:
-        make = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except ImportError as error:
         package = module.partition(".")[0]
         raise UserError(
@@ -157,7 +155,16 @@ def _make(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Opt
             f"{options.type} needs the package {package}, which cannot be imported ({error})",
             "pip install -c constraints.txt -e '.[8bit]', or choose another optimizer.type",
         ) from error
-    optimizer: torch.optim.Optimizer = make(parameters, **settings)
+
+
+def _make(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    settings = options.model_dump(exclude={"type", "lora_plus_ratio", "weight_decay"})
+    if isinstance(options, AdamW):
+        settings["fused"] = True
+    if isinstance(options, Adafactor):
+        settings["eps"] = (options.eps, UNUSED_EPS)
+        settings |= {"relative_step": False, "scale_parameter": False, "warmup_init": False}
+    optimizer: torch.optim.Optimizer = library_class(options)(parameters, **settings)
     # Set afterwards, since prodigyopt prints a line when it is given one.
     optimizer.param_groups[0]["weight_decay"] = options.weight_decay
     if isinstance(options, ScheduleFree):

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from training.adapters import attach_pack, detach, initial_adapter
+from training.adapters import attach_pack, initial_adapter
 from training.buckets import BucketLimits
 from training.checkpoints import Contents, last_with_state, load_checkpoint
 from training.families import Base
+from training.group import Group
 from training.pack.bank import AdapterBank
+from training.pack.keepers import Keeper, keepers_for
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
 
@@ -35,8 +38,12 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
     )
 
 
-#: A trial, and where it goes on.
-Seat = tuple[Trial, Contents]
+class Seat(NamedTuple):
+    """A trial, where it goes on, and which worker keeps its optimiser if one does already."""
+
+    trial: Trial
+    contents: Contents
+    keeper: Keeper | None = None
 
 
 @dataclass(frozen=True)
@@ -46,29 +53,35 @@ class Pack:
     base: Base
     bank: AdapterBank
     slots: tuple[Slot, ...]
-    scaled: bool
 
-    def without(self, gone: Iterable[Slot], joining: Sequence[Seat] = ()) -> Pack | None:
-        """The pack of the other slots and those that join; None, and a bare base, if nobody sits.
-
-        The others go on from what they hold, number for number.
-        """
+    def seats_without(self, gone: Iterable[Slot]) -> list[Seat]:
+        """The seats of the other slots, as they are now: to be seated anew, number for number."""
         left = [slot for slot in self.slots if slot not in set(gone)]
-        seats = [*((slot.trial, slot.contents()) for slot in left), *joining]
-        detach(self.base)
-        return seat(self.base, seats, self.scaled) if seats else None
+        return [Seat(slot.trial, slot.contents(), slot.keeper) for slot in left]
 
 
-def seat(base: Base, seats: Sequence[Seat], scaled: bool) -> Pack:
+def seat(base: Base, seats: Sequence[Seat], scaled: bool, group: Group | None = None) -> Pack:
     """Put the trials on `base`, which has no adapter on it.
 
-    Raises ValueError if they cannot share a pack, UserError for contents that do not fit `base`.
+    `scaled`: with loss scalers, for fp16. `group`: the workers, each of whom keeps the optimisers
+    of a part of the trials; None: every worker has all. Raises ValueError if trials cannot share a
+    pack, UserError for contents that do not fit `base`.
     """
-    if len({shared_by_a_pack(trial.recipe) for trial, _ in seats}) != 1:
+    if len({shared_by_a_pack(one.trial.recipe) for one in seats}) != 1:
         raise ValueError("trials of a pack must agree on all that `shared_by_a_pack` names")
-    bank = attach_pack(base, [(trial.recipe.network, saved.adapter) for trial, saved in seats])
-    slots = [Slot(bank, k, trial, saved, scaled) for k, (trial, saved) in enumerate(seats)]
-    return Pack(base, bank, tuple(slots), scaled)
+    bank = attach_pack(base, [(one.trial.recipe.network, one.contents.adapter) for one in seats])
+    keepers: dict[int, Keeper] = {}
+    if group is not None:
+        keepers = {k: one.keeper for k, one in enumerate(seats) if one.keeper is not None}
+        new = [k for k in range(len(seats)) if k not in keepers]
+        recipes = [seats[k].trial.recipe for k in new]
+        chosen = keepers_for(recipes, group, list(keepers.values()))
+        keepers.update(zip(new, chosen, strict=True))
+    slots = [
+        Slot(bank, k, one.trial, one.contents, scaled, keepers.get(k))
+        for k, one in enumerate(seats)
+    ]
+    return Pack(base, bank, tuple(slots))
 
 
 def last_contents(base: Base, trial: Trial) -> Contents:

@@ -50,6 +50,22 @@ def principal_factors(name: str, layer: Layer, network: Network) -> tuple[Tensor
     and alpha of such layers. Raises UserError if the layer `name` has fewer than r values.
     # (2r, in), (out, 2r); of kernels as in files
     """
+    refuse_missing_values(name, layer, network)
+    found = _decompose(layer, network.rank)
+    roots = (found.values[: network.rank] / network.scale).sqrt()
+    down = roots[:, None] * found.right[: network.rank]
+    up = found.left[:, : network.rank] * roots
+    return (
+        torch.cat([down, down]).view(part_shape(DOWN, 2 * network.rank, layer)),
+        torch.cat([up, -up], dim=1).view(part_shape(UP, 2 * network.rank, layer)),
+    )
+
+
+def refuse_missing_values(name: str, layer: Layer, network: Network) -> None:
+    """UserError if the layer `name` has fewer singular values than `network`'s rank.
+
+    `network` has the rank of such layers; of the weight only the shape is looked at.
+    """
     outputs, *columns = weight_shape(layer)
     most = min(outputs, math.prod(columns))
     if network.rank > most:
@@ -60,14 +76,6 @@ def principal_factors(name: str, layer: Layer, network: Network) -> tuple[Tensor
             f"{network.rank}, but {name} has {most} singular values to start from",
             f"set it to {most} or less, or network.init to default",
         )
-    found = _decompose(layer, network.rank)
-    roots = (found.values[: network.rank] / network.scale).sqrt()
-    down = roots[:, None] * found.right[: network.rank]
-    up = found.left[:, : network.rank] * roots
-    return (
-        torch.cat([down, down]).view(part_shape(DOWN, 2 * network.rank, layer)),
-        torch.cat([up, -up], dim=1).view(part_shape(UP, 2 * network.rank, layer)),
-    )
 
 
 def _decompose(layer: Layer, rank: int) -> _Principal:

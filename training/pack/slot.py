@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from training.adapters import adapter_state, state_name
 from training.checkpoints import Contents
 from training.latents import LatentCache
+from training.optimizer import ScheduleFree
 from training.pack.bank import AdapterBank
+from training.pack.keepers import Keeper
 from training.pack.optimizer import RowOptimizer
 from training.pack.parts import UP, is_of_encoder
 from training.recipe import Recipe
@@ -51,9 +53,17 @@ class Slot:
     """Trains row `index` of the bank; nothing of it is shared with the other slots."""
 
     def __init__(
-        self, bank: AdapterBank, index: int, trial: Trial, saved: Contents, scaled: bool
+        self,
+        bank: AdapterBank,
+        index: int,
+        trial: Trial,
+        saved: Contents,
+        scaled: bool,
+        keeper: Keeper | None = None,
     ) -> None:
         """`scaled`: with a loss scaler, for fp16. The row holds the adapter of `saved` already.
+
+        `keeper`: of the optimiser and the average of the weights; None: every worker has them.
 
         Raises UserError if the recipe's optimiser is not installed.
         """
@@ -62,24 +72,45 @@ class Slot:
         self.recipe = trial.recipe
         self.step = saved.step  # optimiser steps done
         self.checkpoint_steps = frozenset(trial.recipe.checkpoint_steps())
+        self.keeper = keeper
         self._bank = bank
         self._stepper = RowOptimizer(bank, index, trial.recipe.optimizer)
         self.optimizer = self._stepper.torch
-        self._ratios = _learning_rate_ratios(bank, index, trial.recipe)
+        self._ratios = _learning_rate_ratios(bank, index, trial.recipe) if self.is_kept_here else {}
         self.scaler = torch.amp.GradScaler(bank.device.type, enabled=scaled)
-        self._ema = _moving_average(bank.weights[index], trial.recipe, saved.step)
+        self._ema = (
+            _moving_average(bank.weights[index], trial.recipe, saved.step)
+            if self.is_kept_here
+            else None
+        )
         self._restore(saved.state)
+
+    @property
+    def is_kept_here(self) -> bool:
+        """Whether this worker has the optimiser's state and takes the steps."""
+        return self.keeper is None or self.keeper.is_here
 
     def set_learning_rate(self, lr: float) -> None:
         self.optimizer.param_groups[0]["lr"] = lr
 
     def take_step(self) -> None:
-        """Change the weights by their gradients; an fp16 step that overflowed changes nothing."""
-        row = self._bank.weights[self.index]
+        """Change the weights by their gradients; an fp16 step that overflowed changes nothing.
+
+        Where another worker keeps the optimiser, the weights come by `share_step`.
+        """
+        if self.is_kept_here:
+            self._step(self._bank.weights[self.index])
+        self.scaler.update()
+
+    def share_step(self) -> None:
+        """With a keeper, give all workers its weights; to be called by all of them together."""
+        if self.keeper is not None:
+            self.keeper.spread(self._bank.weights[self.index])
+
+    def _step(self, row: Tensor) -> None:
         before = row.clone() if self._ratios else row
         self.scaler.step(self.optimizer)
         self._stepper.stepped()
-        self.scaler.update()
         for ratio, own in self._ratios.items():
             # These optimisers' steps, decay included, are proportional to the learning rate.
             row[own] = torch.lerp(before[own], row[own], ratio)
@@ -90,9 +121,14 @@ class Slot:
     def alone(self) -> Iterator[None]:
         """Within the block every sample sees this slot's adapter as its checkpoint has it.
 
-        Whole, at whatever nested rank the last step was.
+        Whole, at whatever nested rank the last step was. With a keeper all workers must enter it
+        together.
         """
         shown, row = self._shown(), self._bank.weights[self.index]
+        if self.keeper is not None and self._averages:
+            self.keeper.group.wait_for_all()  # rank 0 may still be writing the checkpoint
+            shown = row.clone() if shown is None else shown.clone()
+            self.keeper.spread(shown)
         if shown is None:
             with self._bank.only([self.index]), self._bank.at_rank(self.index, None):
                 yield
@@ -107,6 +143,12 @@ class Slot:
             row.copy_(trained)
             self._bank.changed()
 
+    @property
+    def _averages(self) -> bool:
+        """Whether what is shown is an average of the trained weights."""
+        options = self.recipe.optimizer
+        return self.recipe.ema_decay is not None or isinstance(options, ScheduleFree)
+
     def _shown(self) -> Tensor | None:
         """The row that a checkpoint's adapter has, if it is not the trained one.  # (P,)"""
         if self._ema is not None:
@@ -115,7 +157,11 @@ class Slot:
         return self._stepper.averaged()
 
     def contents(self) -> Contents:
-        """All that is needed to go on from here, in this pack or in another."""
+        """All that is needed to go on from here, in this pack or in another.
+
+        Of a slot that another worker keeps, all that this one needs: the trained weights and the
+        loss scaler.
+        """
         adapter = adapter_state(self._bank, self.index, self._shown())
         return Contents(self.step, self.recipe, adapter, self.optimizer_state())
 
@@ -145,7 +191,8 @@ class Slot:
             component = self._bank.component
             trained = {key: tensors[f"{TRAINED}{state_name(component, *key)}"] for key in own}
             self._bank.load(self.index, trained)
-        self._stepper.restore(tensors)
+        if self.is_kept_here:
+            self._stepper.restore(tensors)
         if self.scaler.is_enabled() and "scaler/scale" in tensors:
             saved = self.scaler.state_dict()
             saved["scale"] = float(tensors["scaler/scale"])

@@ -56,7 +56,7 @@ class Waiting:
             trial.trial_dir.mkdir(parents=True, exist_ok=True)
             remove_unfinished(trial.trial_dir)
             drop_rows_after(trial.trial_dir, self.done[trial.id])
-        return [(trial, last_contents(base, trial)) for trial in joining]
+        return [Seat(trial, last_contents(base, trial)) for trial in joining]
 
 
 def _last_step(trial: Trial) -> int:
