@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,8 +187,15 @@ def test_it_is_known_by_its_index(name: str, base: Base) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDERS, indirect=True)
-def test_without_weights_it_has_the_same_layers_and_sizes(name: str, base: Base) -> None:
+def test_without_weights_it_has_the_same_layers_and_sizes(
+    name: str,
+    base: Base,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     hollow = load_base(base.folder, "meta")
+    assert not caplog.messages
     assert hollow.denoiser.device.type == "meta"
     pattern = r"regex:^(?!cap_embedder)"
     for targets in ("attention", "attention+ff", pattern):

@@ -176,7 +176,9 @@ def load_network(
         raise ValueError(f"{component} has no weights")
     with naming_the_folder(folder / component), no_progress_bars():
         if device.type == "meta":
-            network = _shapes_alone(kind, folder, component).to(dtype)
+            network = _shapes_alone(kind, folder, component)
+            # diffusers' own `to` warns of layers to keep in fp32, also where there are none.
+            torch.nn.Module.to(network, dtype)
             return network.requires_grad_(False).eval()
         network = kind.from_pretrained(
             folder,
