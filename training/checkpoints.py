@@ -65,6 +65,15 @@ class Contents:
     step_samples: int | None = None  # of every step so far; None in checkpoints that do not say
 
 
+@dataclass(frozen=True)
+class Unpublished:
+    """A checkpoint that is written and flushed, in a temporary folder that nobody reads."""
+
+    temporary: Path
+    target: Path
+    step: int
+
+
 def save_checkpoint(
     trial_dir: Path,
     step: int,
@@ -73,44 +82,63 @@ def save_checkpoint(
     state: dict[str, Tensor],
     step_samples: int | None = None,
 ) -> Checkpoint:
-    """Write `trial_dir/step-NNNNNN/` atomically: a temporary folder, flushed, then renamed.
+    """Write `trial_dir/step-NNNNNN/` atomically; see `write_checkpoint` and `publish`."""
+    contents = Contents(step, recipe, adapter, state, step_samples)
+    return publish(write_checkpoint(trial_dir, contents))
 
-    `step_samples`, of all workers, go into the manifest: who goes on keeps them. A torn folder of
-    the same step is replaced. Raises OSError (a full disk) and leaves nothing.
+
+def write_checkpoint(trial_dir: Path, contents: Contents) -> Unpublished:
+    """All of a checkpoint but its name: `publish` it, or `remove_unfinished` will.
+
+    `contents.step_samples`, of all workers, go into the manifest: who goes on keeps them. Raises
+    OSError (a full disk) and leaves nothing.
     """
-    target = trial_dir / f"step-{step:06d}"
+    target = trial_dir / f"step-{contents.step:06d}"
     temporary = trial_dir / f"{_TEMPORARY}{target.name}"
-    contents = {
-        ADAPTER_FILE: save(adapter),
-        STATE_FILE: save(state),
-        RECIPE_FILE: yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode(),
+    recipe = contents.recipe.model_dump(mode="json")
+    files = {
+        ADAPTER_FILE: save(contents.adapter),
+        STATE_FILE: save(contents.state),
+        RECIPE_FILE: yaml.safe_dump(recipe, sort_keys=False).encode(),
     }
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "step": step,
+        "step": contents.step,
         "torch": torch.__version__,
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    if step_samples is not None:
-        manifest["samples_per_step"] = step_samples
-    contents[MANIFEST_FILE] = json.dumps(manifest, indent=1).encode()
+    if contents.step_samples is not None:
+        manifest["samples_per_step"] = contents.step_samples
+    files[MANIFEST_FILE] = json.dumps(manifest, indent=1).encode()
     remove_unfinished(trial_dir)
     temporary.mkdir(parents=True)
     try:
-        for name, data in contents.items():
+        for name, data in files.items():
             with (temporary / name).open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         sync_directory(temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync_directory(trial_dir)
-    return Checkpoint(step, target)
+    return Unpublished(temporary, target, contents.step)
+
+
+def publish(written: Unpublished) -> Checkpoint:
+    """Give a checkpoint its name, in place of a torn folder that has it.
+
+    Raises OSError and leaves nothing.
+    """
+    try:
+        if written.target.exists():
+            shutil.rmtree(written.target)
+        written.temporary.rename(written.target)
+    except BaseException:
+        shutil.rmtree(written.temporary, ignore_errors=True)
+        raise
+    sync_directory(written.target.parent)
+    return Checkpoint(written.step, written.target)
 
 
 def drop_state(checkpoint: Checkpoint) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor
 from captioning import UserError
 from training.adapters import detach
 from training.batches import drawn_rank, shared_out
-from training.checkpoints import Contents, save_checkpoint
 from training.compiled import add_up_checked
 from training.families import Base
 from training.gradients import add_up_gradients, average
@@ -30,6 +29,7 @@ from training.group import Group
 from training.latents import LatentCache
 from training.micro_batches import MicroBatches
 from training.pack.pack import Pack, seat
+from training.pack.saving import keep_checkpoints
 from training.pack.slot import Slot, Trial
 from training.pack.waiting import Waiting
 from training.precision import resolve_precision
@@ -121,10 +121,10 @@ def train_pack(
     of this group keep the optimisers of a part of the trials each: the same numbers, see
     `pack.keepers`. Rank 0 writes and sends the events: a `step` of every trial, once a `pack` (see
     `pack_facts`), and `compiled` (see `add_up_checked`).
-    `on_checkpoint(trial, step, folder)` is called on every rank after each checkpoint is on disk,
-    while the base acts with this trial's adapter alone. `stop` is asked after every step on every
-    rank: when one says yes, all return (work since the last checkpoints is done again later). The
-    base is left without adapters, bit for bit as it was.
+    `on_checkpoint(trial, step, folder)` is called on every rank after the checkpoints of a step are
+    on disk, all of them, while the base acts with this trial's adapter alone. `stop` is asked after
+    every step on every rank: when one says yes, all return (work since the last checkpoints is done
+    again later). The base is left without adapters, bit for bit as it was.
 
     When memory runs out, the step is done again in smaller micro-batches, once, with the same
     samples and draws; the event `out_of_memory` and a file in the trials' folders say so (see
@@ -188,10 +188,15 @@ class _Run:
                 continue
             rows, gone = self._take_steps(pack, losses)
             self._write_down(pack, rows, started)
-            for slot in rows:
-                is_lost = slot.step in slot.checkpoint_steps and not self._keep_checkpoint(slot)
-                if is_lost or slot.step >= slot.recipe.steps:
-                    gone.append(slot)
+            gone += keep_checkpoints(
+                [slot for slot in rows if slot.step in slot.checkpoint_steps],
+                self.rank,
+                self.step_samples,
+                self.on_checkpoint,
+                self.survivable,
+                self._fail,
+            )
+            gone += [s for s in rows if s not in gone and s.step >= s.recipe.steps]
             if stopping or gone:
                 return gone, stopping
 
@@ -272,28 +277,6 @@ class _Run:
             self.on_event({"kind": "pack", **pack_facts(pack)})
             self.is_told = True
 
-    def _keep_checkpoint(self, slot: Slot) -> bool:
-        """Write it, and have it looked at; False if the trial has failed by that."""
-        try:
-            saved = _saved(slot, self.rank)
-            if saved is not None:
-                save_checkpoint(
-                    slot.trial.trial_dir,
-                    slot.step,
-                    slot.recipe,
-                    saved.adapter,
-                    saved.state,
-                    self.step_samples,
-                )
-            if self.on_checkpoint is not None:
-                folder = slot.trial.trial_dir / f"step-{slot.step:06d}"
-                with slot.alone():
-                    self.on_checkpoint(slot.trial, slot.step, folder)
-        except self.survivable as error:
-            self._fail(slot, error)
-            return False
-        return True
-
     def _fail(self, slot: Slot, error: Exception) -> None:
         del self.done[slot.trial.id]
         self.on_failure(slot.trial, error)
@@ -301,13 +284,6 @@ class _Run:
     def _tell(self, event: Event) -> None:
         if self.rank == 0 and self.on_event is not None:
             self.on_event(event)
-
-
-def _saved(slot: Slot, rank: int) -> Contents | None:
-    """What goes into a checkpoint, on rank 0, who writes it."""
-    if slot.keeper is not None:
-        return slot.keeper.to_rank_0(slot.contents)
-    return slot.contents() if rank == 0 else None
 
 
 def _check_finite(slot: Slot, loss: float, grad_norm: float) -> None:

@@ -190,13 +190,37 @@ def test_an_interrupted_pack_equals_an_unbroken_one_bit_for_bit(
             stop=lambda asked=asked, last=stop_after: asked.append(1) or len(asked) >= last,  # type: ignore[func-returns-value]
         )
     train_pack(tiny_v_base, broken, on_failure=fail)
-    for one, other in zip(broken, whole, strict=True):
+    assert_bit_equal(broken, whole)
+
+
+def assert_bit_equal(found: list[Trial], wanted: list[Trial]) -> None:
+    for one, other in zip(found, wanted, strict=True):
         assert losses(one.trial_dir) == losses(other.trial_dir)
         assert steps_saved(one.trial_dir) == steps_saved(other.trial_dir)
         for step in steps_saved(other.trial_dir):
             for name in ("adapter.safetensors", "state.safetensors", "manifest.json"):
                 file = f"step-{step:06d}/{name}"
                 assert (one.trial_dir / file).read_bytes() == (other.trial_dir / file).read_bytes()
+
+
+def test_a_pack_that_ends_while_a_checkpoint_is_looked_at_has_saved_all_of_them(
+    tiny_v_base: Base, tiny_v_cache: LatentCache, tmp_path: Path
+) -> None:
+    """Else its trials would go on from different steps, the last of them without company."""
+    recipes = mixed()[3:5]
+    whole = trials(tmp_path / "whole", recipes, [tiny_v_cache] * 2)
+    broken = trials(tmp_path / "broken", recipes, [tiny_v_cache] * 2)
+    train_pack(tiny_v_base, whole, on_failure=fail)
+
+    def end(trial: Trial, step: int, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    for expected in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            train_pack(tiny_v_base, broken, on_failure=fail, on_checkpoint=end)
+        assert [steps_saved(trial.trial_dir)[-1] for trial in broken] == [expected] * 2
+    train_pack(tiny_v_base, broken, on_failure=fail)
+    assert_bit_equal(broken, whole)
 
 
 def poison(
@@ -372,6 +396,17 @@ def test_a_saving_that_fails_costs_its_own_trial_only(
     )
     assert done == {"t1": 4}
     assert [(trial, type(error)) for trial, error in failed] == [("t0", OSError)]
+    (tmp_path / "full/t1").mkdir(parents=True)
+    (tmp_path / "full/t1/step-000002").write_text("a file where a folder has to be")
+    packed = trials(tmp_path / "full", [small(), small(seed=1)], [tiny_cache] * 2)
+    done = train_pack(
+        tiny_base,
+        packed,
+        on_failure=lambda trial, error: failed.append((trial.id, error)),
+    )
+    assert done == {"t0": 4}
+    assert [(trial, type(error)) for trial, error in failed[1:]] == [("t1", NotADirectoryError)]
+    assert [path.name for path in packed[1].trial_dir.glob(".*")] == []
     with pytest.raises(TrainingDiverged), pytest.MonkeyPatch.context() as patch:
         poison(tiny_base, 1, slice(None), patch)
         train(tiny_base, tiny_cache, small(), tmp_path / "alone")
