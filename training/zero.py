@@ -48,6 +48,9 @@ def load_with_zero(
     DeepSpeed is not installed.
     """
     deepspeed = import_deepspeed()
+    if device.type == "cpu":
+        # A kernel for reductions in inference, which DeepSpeed would compile for a minute here.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     base = load_base(path_or_id, "cpu", dtype)
     denoiser = base.denoiser
     denoiser.requires_grad_(False)

@@ -1,7 +1,6 @@
 """A base spread over two workers: the same adapters, scores and pictures as one worker alone."""
 
 import gc
-import importlib
 import json
 import multiprocessing
 import os
@@ -119,9 +118,6 @@ def run_ranks(act: Callable[..., None], *arguments: Any) -> None:
 def _rank(rank: int, port: int, act: Callable[..., None], arguments: Any) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
-    # An operation that DeepSpeed compiles for processors, for a minute, and that nothing here uses.
-    backend: Any = importlib.import_module("deepspeed.comm.torch")
-    backend.build_shm_op = lambda: None
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     act(rank, *arguments)
     dist.destroy_process_group()
@@ -266,10 +262,13 @@ def look_at_weights(rank: int, folder: Path) -> None:
     run_out(rank, shared, folder)
     from deepspeed.accelerator import get_accelerator
 
+    compiled = folder / "compiled"
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(compiled)
     # It asks whether the processor computes in fp16 by itself; PyTorch has it on all, if slowly.
     get_accelerator().is_fp16_supported = lambda: True
     for dtype in (torch.bfloat16, torch.float16):
         look_at_half_type(rank, folder, dtype)
+    assert not compiled.exists()  # DeepSpeed compiles nothing: it would take a minute
 
 
 @torch.no_grad()
