@@ -11,6 +11,7 @@ are computed again as they are written, and compared.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def compile_blocks(
     can be compiled.
     """
     _try_out(base.device, backend)
+    # Gradients are added up in the bank's rows, which lie apart: no harm where none are copied.
+    warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
     torch._dynamo.config.recompile_limit = MOST_PROGRAMS
     blocks = repeated_blocks(base.denoiser)
     for block in blocks:

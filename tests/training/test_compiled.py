@@ -250,7 +250,7 @@ class Passes:
 
 
 def of_first_group(bank: AdapterBank, part: str) -> torch.Tensor:
-    return bank._groups[0].grads[part]
+    return bank._added[0][part]
 
 
 @pytest.mark.parametrize(

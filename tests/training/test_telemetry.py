@@ -45,8 +45,8 @@ def test_the_bytes_of_a_slot_are_those_of_peft_s_parameters_and_adamw(
     unet.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
     count = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    # Weights, gradients twice (layers and rows), two moments, and AdamW's count of steps.
-    assert pack["slot_bytes"] == [4 * (count * 5 + 1)] * 2
+    # Weights, gradients, two moments, and AdamW's count of steps.
+    assert pack["slot_bytes"] == [4 * (count * 4 + 1)] * 2
     assert pack["trials"] == ["t0", "t1"]
 
 
@@ -63,8 +63,8 @@ def test_trained_text_encoders_are_counted(
     plain = events_of(tiny_base, tiny_cache, tmp_path / "plain", recipe())
     (other,) = [event for event in plain if event["kind"] == "pack"]
     assert other["text_encoder_bytes"] == 0
-    # Two layers of four projections of 32 × 32, with A and B of rank 2: five copies, as above.
-    assert pack["slot_bytes"][0] - other["slot_bytes"][0] == 4 * 5 * (2 * 4 * 2 * 2 * 32)
+    # Two layers of four projections of 32 × 32, with A and B of rank 2: four copies, as above.
+    assert pack["slot_bytes"][0] - other["slot_bytes"][0] == 4 * 4 * (2 * 4 * 2 * 2 * 32)
 
 
 def test_a_pack_is_told_once_although_trials_leave_it(

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,6 @@ class _Group:
     scales: Tensor  # (K, 1, 1)
     columns: Mapping[str, slice]  # part -> its columns in a row
     shapes: Mapping[str, tuple[int, ...]]  # part -> its flat shape in one layer, rank padded
-    grads: Mapping[str, Tensor]  # part -> (L, K, ...), a convolution's DOWN `by_cell`
     squares: Mapping[str, Tensor]  # magnitude -> the weights' squared norms, (L, out or in)
 
     def view(self, rows: Tensor, part: str) -> Tensor:
@@ -107,6 +107,7 @@ class AdapterBank:
         width = max(columns.stop for group in self._groups for columns in group.columns.values())
         self.weights = torch.zeros(len(networks), width, device=self.device)  # (K, P), fp32
         self.grads = torch.zeros_like(self.weights)
+        self._added = [self._added_in(group) for group in self._groups]
         self._first: FirstFactors | None = None
         if any(network.init == "pissa" for network in networks):
             self._first = FirstFactors(networks, self.weights, self._split)
@@ -136,11 +137,6 @@ class AdapterBank:
             for part, flat in shapes.items():
                 columns[part] = slice(start, start + len(own) * math.prod(flat))
                 start = columns[part].stop
-            grads = {
-                part: torch.zeros(len(own), len(networks), *flat, device=self.device)
-                for part, flat in shapes.items()
-            }
-            grads[DOWN] = by_cell(grads[DOWN], math.prod(shape[2:]))
             squares = {
                 part: torch.stack([_squares(layer, part) for layer in own])
                 for part in parts
@@ -157,11 +153,20 @@ class AdapterBank:
                     scales.view(-1, 1, 1),
                     columns,
                     shapes,
-                    grads,
                     squares,
                 )
             )
         return groups
+
+    def _added_in(self, group: _Group) -> dict[str, Tensor]:
+        """Where a group's layers add up gradients, by part: in `grads` itself.  # (L, K, ...)
+
+        But for DOWN of kernels, which layers take `by_cell` and rows do not.
+        """
+        added = {part: group.view(self.grads, part).transpose(0, 1) for part in group.shapes}
+        if group.cells > 1:
+            added[DOWN] = by_cell(added[DOWN], group.cells)
+        return added
 
     # Weights of one slot, in the shapes of its own rank.
 
@@ -204,10 +209,10 @@ class AdapterBank:
     def slot_bytes(self) -> int:
         """The bytes of one slot's weights and gradients, the same for all: ranks are padded.
 
-        Gradients are there twice: as the layers add them up, and as rows for the optimiser.
+        Gradients of kernels are there twice: as the layers add them up, and for the optimiser.
         """
-        layers = sum(grad[:, 0].nbytes for group in self._groups for grad in group.grads.values())
-        return self.weights[0].nbytes + self.grads[0].nbytes + layers
+        kernels = sum(grad[:, 0].nbytes for grad in self._kernel_grads())
+        return self.weights[0].nbytes + self.grads[0].nbytes + kernels
 
     # What the layers compute with.
 
@@ -319,8 +324,7 @@ class AdapterBank:
         if slots in self._gathered:
             return self._gathered[slots]
         found = [
-            {part: of_slots(grad, slots) for part, grad in group.grads.items()}
-            for group in self._groups
+            {part: of_slots(grad, slots) for part, grad in added.items()} for added in self._added
         ]
         if slots is not None and not is_run(slots):
             found = [{part: torch.zeros_like(grad) for part, grad in own.items()} for own in found]
@@ -354,7 +358,8 @@ class AdapterBank:
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
             # One at a time, since those of a shared or quantised base are copies.
             weights = (whole(layer.weight).flatten(1) for layer in group.layers)
-            found = torch.full_like(group.grads[magnitude], torch.inf)  # (L, K, dim)
+            size = len(group.layers), len(self.networks), squares.shape[-1]
+            found = torch.full(size, torch.inf, device=self.device)
             found[:, slots] = compute(weights, squares, down, up)
             norms[magnitude] = found
         return norms
@@ -369,32 +374,36 @@ class AdapterBank:
     # Gradients.
 
     def zero_grad(self) -> None:
-        """Forget the gradients that the layers have added up."""
-        gathered = (grads for groups in self._gathered.values() for grads in groups)
-        for grads in (*(group.grads for group in self._groups), *gathered):
-            for grad in grads.values():
-                grad.zero_()
+        """Forget all gradients."""
+        gathered = (grads.values() for groups in self._gathered.values() for grads in groups)
+        for grad in (self.grads, *self._kernel_grads(), *chain.from_iterable(gathered)):
+            grad.zero_()
+
+    def _kernel_grads(self) -> list[Tensor]:
+        """What the layers add up outside of `grads`."""
+        both = zip(self._groups, self._added, strict=True)
+        return [added[DOWN] for group, added in both if group.cells > 1]
 
     def collect_gradients(self) -> None:
-        """Turn what the layers have added up into gradients of `weights`, in `grads`.
+        """Turn what the layers have added up since `zero_grad` into gradients of `weights`, once.
 
         By the chain rule: the scale for B, one over the norm for a magnitude.
         """
         if len(self._norms) < len(self._groups):
             raise RuntimeError("the weights have changed since the layers added up gradients")
-        for number, group in enumerate(self._groups):
+        for number, (group, added) in enumerate(zip(self._groups, self._added, strict=True)):
             norms = self._norms[number]
-            for part, grad in group.grads.items():
+            for part, grad in added.items():
                 for slots, gathered in self._gathered.items():
                     own = torch.tensor(slots, device=self.device)
-                    grad = grad.index_add(1, own, gathered[number][part])
+                    grad.index_add_(1, own, gathered[number][part])
                 if part == UP:
-                    grad = grad * group.scales
-                elif part == DOWN:
-                    grad = by_channel(grad, group.cells)
+                    grad.mul_(group.scales)
                 elif part in norms:
-                    grad = grad / norms[part]
-                group.view(self.grads, part).copy_(grad.transpose(0, 1))
+                    grad.div_(norms[part])
+                elif group.cells > 1:
+                    down = by_channel(grad, group.cells).transpose(0, 1)
+                    group.view(self.grads, DOWN).copy_(down)
         if self._first is not None:
             self._first.collect(self.grads)
 
