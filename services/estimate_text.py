@@ -68,12 +68,18 @@ def known_line(
     scoring_s: float | None,
     memory_bytes: int | None,
 ) -> str | None:
-    """What the sweep will take; None if any of its packs was never measured, or all is done."""
-    seconds = [estimate.seconds for estimate in estimates]
-    if not any(estimate.steps for estimate in estimates) or None in seconds:
+    """What the sweep will take, or who measures that; None if all is done."""
+    seconds = [estimate.seconds for estimate in estimates if estimate.seconds is not None]
+    if not any(estimate.steps for estimate in estimates):
         return None
+    if len(seconds) < len(estimates):
+        unknown = f"{len(estimates) - len(seconds)} of {len(estimates)} packs"
+        return (
+            "time and memory were never measured here for "
+            f"{unknown if seconds else 'this sweep'}: `lorafarm estimate` does, in a few steps"
+        )
     peak = max(estimate.measured.peak_bytes for estimate in estimates if estimate.measured)
-    training = duration(sum(value for value in seconds if value is not None))
+    training = duration(sum(seconds))
     packs = "1 pack" if len(estimates) == 1 else f"{len(estimates)} packs one after the other"
     line = (
         f"estimated: {training} of training ({packs}, {gigabytes(peak)} of memory), "

@@ -190,15 +190,18 @@ def test_a_measurement_is_for_one_composition_on_one_base(tmp_path: Path, base: 
 def test_the_line_before_a_sweep(base: BaseFacts):
     known = PackEstimate((), request(base), Measurement(2.0, 3 * 10**9), 100)
     unknown = PackEstimate((), request(base), None, 100)
-    assert known_line([known, unknown], 4, 10.0, None) is None
+    said = known_line([known, unknown], 4, 10.0, None) or ""
+    assert "never measured here for 1 of 2 packs: `lorafarm estimate`" in said
+    assert "never measured here for this sweep" in (known_line([unknown], 4, 10.0, None) or "")
     line = known_line([known, known], 4, 10.0, 2 * 10**9)
     assert line is not None
     assert "7 min of training (2 packs one after the other, 3.00 GB" in line
     assert "40 s of scoring (4 checkpoints)" in line
     assert "only 2.00 GB of memory are there" in line
     assert "scoring 4 checkpoints not included" in (known_line([known], 4, None, None) or "")
-    done = PackEstimate((), request(base), Measurement(2.0, 3 * 10**9), 0)
-    assert known_line([done], 0, 10.0, None) is None
+    for measured in (Measurement(2.0, 3 * 10**9), None):
+        done = PackEstimate((), request(base), measured, 0)
+        assert known_line([done], 0, 10.0, None) is None
 
 
 @pytest.mark.parametrize(
