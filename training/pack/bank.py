@@ -18,7 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from training.pack.choice import Slots, is_run, of_slots
+from training.pack.choice import Slots, is_run, of_slots, put_slots
 from training.pack.conv import BankConv, by_cell, by_channel
 from training.pack.layer import BankLayer, BankLinear, LayerTensors
 from training.pack.norms import input_norms, output_norms
@@ -95,14 +95,17 @@ class AdapterBank:
         # Makes the layers' outputs part of the graph, although nothing of the base is trained.
         self.anchor = torch.zeros((), device=self.device, requires_grad=True)
         self._dora_slots = {
-            magnitude: torch.tensor(
-                [k for k, network in enumerate(networks) if magnitude in parts_of(network)],
-                device=self.device,
-                dtype=torch.long,
-            )
+            magnitude: tuple(k for k, own in enumerate(networks) if magnitude in parts_of(own))
             for magnitude in MAGNITUDES.values()
         }
-        parts = [DOWN, UP, *(m for m, slots in self._dora_slots.items() if len(slots))]
+        parts = [DOWN, UP, *(m for m, slots in self._dora_slots.items() if slots)]
+        # 1 for slots without the magnitude, which they act as if they had.  # (K, 1)
+        self._others = {
+            magnitude: torch.tensor(
+                [[float(k not in slots)] for k in range(len(networks))], device=self.device
+            )
+            for magnitude, slots in self._dora_slots.items()
+        }
         self._groups = self._make_groups(layers, parts)
         width = max(columns.stop for group in self._groups for columns in group.columns.values())
         self.weights = torch.zeros(len(networks), width, device=self.device)  # (K, P), fp32
@@ -296,14 +299,14 @@ class AdapterBank:
         ):
             if group.of_encoder != of_encoder:
                 continue
+            down, up = self._block(group, DOWN), self._block(group, UP)
             if number not in self._norms:
-                self._norms[number] = self._group_norms(group)
+                self._norms[number] = self._group_norms(group, down, up)
             norms = self._norms[number]
             # One entry per layer: the factors, the gains, and the gradients of both.
-            down = by_cell(self._block(group, DOWN), group.cells)
             columns: list[Sequence[Tensor | None]] = [
-                of_slots(down, slots).to(dtype).unbind(),
-                of_slots(self._block(group, UP), slots).to(dtype).unbind(),
+                of_slots(by_cell(down, group.cells), slots).to(dtype).unbind(),
+                of_slots(up, slots).to(dtype).unbind(),
             ]
             used = [m in norms and self._is_used(m, slots) for m in GAINS]
             for magnitude, is_used in zip(GAINS, used, strict=True):
@@ -348,28 +351,27 @@ class AdapterBank:
                 group.view(rows, UP)[slot, :, :, rank:] = 0  # (L, out, R)
         return rows
 
-    def _group_norms(self, group: _Group) -> dict[str, Tensor]:
-        """The norms that a group's magnitudes are divided by, infinite where a slot has none."""
+    def _group_norms(self, group: _Group, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        """The norms that a group's magnitudes are divided by, infinite where a slot has none.
+
+        `down` and `up` are the group's blocks.  # (L, K, ...) -> (L, K, dim) each
+        """
         norms = {}
         for magnitude, squares in group.squares.items():
             slots = self._dora_slots[magnitude]
-            down = self._block(group, DOWN)[:, slots].contiguous()
-            up = self._block(group, UP)[:, slots]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
             # One at a time, since those of a shared or quantised base are copies.
             weights = (whole(layer.weight).flatten(1) for layer in group.layers)
+            own = of_slots(down, slots).contiguous(), of_slots(up, slots)
             size = len(group.layers), len(self.networks), squares.shape[-1]
-            found = torch.full(size, torch.inf, device=self.device)
-            found[:, slots] = compute(weights, squares, down, up)
-            norms[magnitude] = found
+            norms[magnitude] = torch.full(size, torch.inf, device=self.device)
+            put_slots(norms[magnitude], slots, compute(weights, squares, *own))
         return norms
 
     def _gains(self, group: _Group, magnitude: str, norms: Mapping[str, Tensor]) -> Tensor:
         """Magnitude/norm where a slot has a magnitude, and exactly 1 elsewhere.  # (L, K, dim)"""
         gains = group.view(self.weights, magnitude).transpose(0, 1) / norms[magnitude]
-        others = torch.ones(len(self.networks), 1, device=self.device)
-        others[self._dora_slots[magnitude]] = 0
-        return gains + others
+        return gains + self._others[magnitude]
 
     # Gradients.
 

@@ -25,3 +25,11 @@ def of_slots(tensor: Tensor, slots: Slots) -> Tensor:
     if is_run(slots):
         return tensor[:, slots[0] : slots[-1] + 1]
     return tensor.index_select(1, torch.tensor(slots, device=tensor.device))
+
+
+def put_slots(tensor: Tensor, slots: Slots, values: Tensor) -> None:
+    """Set what is the slots'.  # (L, K, ...), (L, n, ...)"""
+    if is_run(slots):
+        of_slots(tensor, slots).copy_(values)
+    else:
+        tensor.index_copy_(1, torch.tensor(slots, device=tensor.device), values)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from training.pack.layer import BankLayer, LayerTensors
+from training.pack.layer import BankLayer, LayerTensors, add_product
 
 Pair = tuple[int, int]
 
@@ -192,8 +192,8 @@ def _for_samples(factors: Tensor, count: int) -> Tensor:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += the sum of left·right over every slot's samples; sums are in fp32."""
-    if len(left) == len(total) and total.dtype == left.dtype:
-        total.baddbmm_(left, right)
+    if len(left) == len(total):
+        add_product(total, left, right)
     else:
         product = torch.bmm(left, right).unflatten(0, (len(total), -1))
         total.add_(product.sum(1, dtype=total.dtype))

@@ -153,9 +153,9 @@ class _PackedLinear(torch.autograd.Function):
         if layer.output_gain is not None and layer.output_gain_grad is not None:
             layer.output_gain_grad.add_((grad * direction).sum(1, keepdim=True))
             grad = (grad * layer.output_gain).to(scaled.dtype)
-        _add_product(layer.up_grad, grad.mT, hidden)
+        add_product(layer.up_grad, grad.mT, hidden)
         hidden_grad = torch.bmm(grad, layer.up)  # (K, n, R)
-        _add_product(layer.down_grad, hidden_grad.mT, scaled)
+        add_product(layer.down_grad, hidden_grad.mT, scaled)
         if not ctx.needs_input_grad[0] and layer.input_gain is None:
             return None, None, None, None, None
         weight = weight if ctx.quantised is None else ctx.quantised
@@ -167,9 +167,11 @@ class _PackedLinear(torch.autograd.Function):
         return x_grad.reshape(ctx.shape), None, None, None, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left·right; gradients add up in fp32, whatever they were computed in."""
-    if total.dtype == left.dtype:
+    # On a CPU PyTorch takes one product after the other if the total lies apart in memory.
+    at_once = total.is_cuda or total.is_contiguous()
+    if at_once and total.dtype == left.dtype:
         total.baddbmm_(left, right)
     else:
         total.add_(torch.bmm(left, right))
