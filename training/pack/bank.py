@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from training.pack.choice import Slots, is_run, of_slots, put_slots
 from training.pack.conv import BankConv, by_cell, by_channel
+from training.pack.groups import Group, groups_of
 from training.pack.layer import BankLayer, BankLinear, LayerTensors
 from training.pack.norms import input_norms, output_norms
 from training.pack.parts import (
@@ -30,13 +30,9 @@ from training.pack.parts import (
     UP,
     Layer,
     Parts,
-    axes_under,
-    flat_shape,
     is_of_encoder,
-    network_of,
     parts_of,
     unpadded,
-    weight_shape,
 )
 from training.pack.pissa import FirstFactors, stacked, unstacked
 from training.recipe import Network
@@ -47,31 +43,6 @@ GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)
 
 # torch.nn.utils.clip_grad_norm_ adds as much to the norm.
 CLIP_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The L layers of one shape and of one kind, which are handled at once."""
-
-    of_encoder: bool  # of text encoders, not of the denoiser
-    indices: tuple[int, ...]  # of its layers in the bank
-    names: tuple[str, ...]
-    layers: tuple[Layer, ...]
-    networks: tuple[Network, ...]  # of the slots, with their ranks and alphas on such layers
-    scales: Tensor  # (K, 1, 1)
-    columns: Mapping[str, slice]  # part -> its columns in a row
-    shapes: Mapping[str, tuple[int, ...]]  # part -> its flat shape in one layer, rank padded
-    squares: Mapping[str, Tensor]  # magnitude -> the weights' squared norms, (L, out or in)
-
-    def view(self, rows: Tensor, part: str) -> Tensor:
-        """A part of all slots and layers as a view of the rows.  # (K, L, ...)"""
-        block = rows[:, self.columns[part]]
-        return block.view(len(rows), len(self.layers), *self.shapes[part])
-
-    @property
-    def cells(self) -> int:
-        """The cells of the layers' kernel; 1 for linear layers."""
-        return math.prod(weight_shape(self.layers[0])[2:])
 
 
 class AdapterBank:
@@ -98,7 +69,6 @@ class AdapterBank:
             magnitude: tuple(k for k, own in enumerate(networks) if magnitude in parts_of(own))
             for magnitude in MAGNITUDES.values()
         }
-        parts = [DOWN, UP, *(m for m, slots in self._dora_slots.items() if slots)]
         # 1 for slots without the magnitude, which they act as if they had.  # (K, 1)
         self._others = {
             magnitude: torch.tensor(
@@ -106,7 +76,7 @@ class AdapterBank:
             )
             for magnitude, slots in self._dora_slots.items()
         }
-        self._groups = self._make_groups(layers, parts)
+        self._groups = groups_of(layers, networks, self.device)
         width = max(columns.stop for group in self._groups for columns in group.columns.values())
         self.weights = torch.zeros(len(networks), width, device=self.device)  # (K, P), fp32
         self.grads = torch.zeros_like(self.weights)
@@ -124,44 +94,7 @@ class AdapterBank:
         self._gathered: dict[Slots, list[dict[str, Tensor]]] = {}
         self.is_off = False
 
-    def _make_groups(self, layers: Mapping[str, Layer], parts: Sequence[str]) -> list[_Group]:
-        alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
-        names, modules = list(layers), list(layers.values())
-        for index, (name, layer) in enumerate(layers.items()):
-            alike.setdefault((is_of_encoder(name), weight_shape(layer)), []).append(index)
-        groups, start = [], 0
-        for (of_encoder, shape), indices in alike.items():
-            own = tuple(modules[index] for index in indices)
-            first = names[indices[0]]
-            networks = tuple(network_of(network, first, shape) for network in self.networks)
-            rank = max(network.stored_rank for network in networks)
-            shapes = {part: flat_shape(part, rank, own[0]) for part in parts}
-            columns = {}
-            for part, flat in shapes.items():
-                columns[part] = slice(start, start + len(own) * math.prod(flat))
-                start = columns[part].stop
-            squares = {
-                part: torch.stack([_squares(layer, part) for layer in own])
-                for part in parts
-                if part in self._dora_slots
-            }
-            scales = torch.tensor([network.scale for network in networks], device=self.device)
-            groups.append(
-                _Group(
-                    of_encoder,
-                    tuple(indices),
-                    tuple(names[index] for index in indices),
-                    own,
-                    networks,
-                    scales.view(-1, 1, 1),
-                    columns,
-                    shapes,
-                    squares,
-                )
-            )
-        return groups
-
-    def _added_in(self, group: _Group) -> dict[str, Tensor]:
+    def _added_in(self, group: Group) -> dict[str, Tensor]:
         """Where a group's layers add up gradients, by part: in `grads` itself.  # (L, K, ...)
 
         But for DOWN of kernels, which layers take `by_cell` and rows do not.
@@ -334,7 +267,7 @@ class AdapterBank:
             self._gathered[slots] = found
         return found
 
-    def _block(self, group: _Group, part: str) -> Tensor:
+    def _block(self, group: Group, part: str) -> Tensor:
         """A part of all layers as they need it, contiguous, scale folded in.  # (L, K, ...)"""
         if self._acting is None:
             rows = self.weights if self._first is None else self._first.acting(self.weights)
@@ -351,7 +284,7 @@ class AdapterBank:
                 group.view(rows, UP)[slot, :, :, rank:] = 0  # (L, out, R)
         return rows
 
-    def _group_norms(self, group: _Group, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    def _group_norms(self, group: Group, down: Tensor, up: Tensor) -> dict[str, Tensor]:
         """The norms that a group's magnitudes are divided by, infinite where a slot has none.
 
         `down` and `up` are the group's blocks.  # (L, K, ...) -> (L, K, dim) each
@@ -368,7 +301,7 @@ class AdapterBank:
             put_slots(norms[magnitude], slots, compute(weights, squares, *own))
         return norms
 
-    def _gains(self, group: _Group, magnitude: str, norms: Mapping[str, Tensor]) -> Tensor:
+    def _gains(self, group: Group, magnitude: str, norms: Mapping[str, Tensor]) -> Tensor:
         """Magnitude/norm where a slot has a magnitude, and exactly 1 elsewhere.  # (L, K, dim)"""
         gains = group.view(self.weights, magnitude).transpose(0, 1) / norms[magnitude]
         return gains + self._others[magnitude]
@@ -418,14 +351,9 @@ class AdapterBank:
         return norms
 
 
-def _unbound(gains: Tensor | None, group: _Group) -> Sequence[Tensor | None]:
+def _unbound(gains: Tensor | None, group: Group) -> Sequence[Tensor | None]:
     """(L, K, dim) as L times (K, 1, dim); L times None if there are no gains."""
     return [None] * len(group.layers) if gains is None else gains.unsqueeze(2).unbind()
-
-
-def _squares(layer: Layer, magnitude: str) -> Tensor:
-    """The squared norms of the layer's weight along the axis of `magnitude`, fp32."""
-    return whole(layer.weight).float().square().sum(axes_under(magnitude, layer))
 
 
 def install(
