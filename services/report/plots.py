@@ -138,12 +138,12 @@ def trade_off_figure(character: CharacterReport, theme: Theme) -> Figure:
         if checkpoint and checkpoint.measures:
             place = checkpoint.measures[measure].value, checkpoint.measures["identity"].value
             _mark_winner(axes, theme, *place, _word(character))
+        axes.margins(0.1, 0.16)
         limit = character.limits.get(limit_name)
         if limit is not None:
             _shade_beyond(axes, theme, limit, beyond="left" if measure != "drift" else "right")
         axes.set_xlabel(title)
         axes.set_ylabel("identity")
-        axes.margins(0.1, 0.16)
     _finish(figure, panels[0], theme)
     return figure
 
@@ -297,22 +297,22 @@ def _scatter_trial(axes: Any, trial: TrialResult, measure: str, look: _Look) -> 
 
 
 def _shade_beyond(axes: Any, theme: Theme, limit: float, beyond: str) -> None:
+    first, last = axes.dataLim.intervalx
+    # Of all that is seen, so that no marker lies on the frame, nor the limit.
+    room = 0.06 * (max(last, limit) - min(first, limit))
     left, right = axes.get_xlim()
-    if beyond == "left":
-        left = min(left, limit - 0.04 * (right - left))
-        axes.axvspan(left, limit, color=theme.muted, alpha=0.10, linewidth=0)
-    else:
-        right = max(right, limit + 0.04 * (right - left))
-        axes.axvspan(limit, right, color=theme.muted, alpha=0.10, linewidth=0)
+    left, right = min(left, first - room, limit - room), max(right, last + room, limit + room)
+    shaded = (left, limit) if beyond == "left" else (limit, right)
+    axes.axvspan(*shaded, color=theme.muted, alpha=0.10, linewidth=0)
     axes.set_xlim(left, right)
     axes.axvline(limit, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         "limit",
         (limit, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(3 if beyond == "right" else -3, -10),
+        xytext=(0, 3),
         textcoords="offset points",
-        ha="left" if beyond == "right" else "right",
+        ha="center",
         color=theme.muted,
         fontsize=8.5,
     )

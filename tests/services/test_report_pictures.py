@@ -137,6 +137,24 @@ def test_many_trials_share_grey_and_one_entry_in_the_legend() -> None:
     assert len(labels) == 8
 
 
+def test_no_point_lies_on_the_frame_however_near_it_is_to_a_limit() -> None:
+    first, second = examples.character().trials
+    close = [examples.measures(0.6 + n / 100, drift=0.11 + n / 1000) for n in range(2)]
+    points = [replace(first.checkpoints[0], measures=own) for own in close]
+    trials = replace(first, checkpoints=tuple(points)), replace(second, checkpoints=())
+    limits = {"drift_max": 0.5, "prompt_fidelity_min": 0.4}
+    figure = trade_off_figure(
+        replace(examples.character(), trials=trials, winner=None, limits=limits), LIGHT
+    )
+    for axes, limit, values in zip(
+        figure.axes, (0.4, 0.5), ((0.5, 0.5), (0.11, 0.111)), strict=True
+    ):
+        left, right = axes.get_xlim()
+        room = 0.04 * (right - left)
+        assert left + room <= min(*values, limit)
+        assert max(*values, limit) <= right - room
+
+
 @pytest.mark.parametrize("draw", [identity_figure, trade_off_figure, loss_figure])
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_figure_as_a_picture_is_not_blank(draw, theme) -> None:
