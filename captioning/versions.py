@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.captions import captioned, keep_captions, load_captions
-from captioning.character import Character, plain
+from captioning.character import Character, load_character, plain
 from captioning.decisions import (
     dropped_images,
     kept_images,
@@ -202,6 +202,7 @@ def find_dataset(store: Store, reference: str) -> DatasetVersion:
     name, wanted = split_reference(reference)
     known = version_names(store, name)
     if not known:
+        load_character(store, name)  # raises if there is none of that name
         raise UserError(
             f"character {name}", "no dataset version yet", f"run `lorafarm dataset freeze {name}`"
         )

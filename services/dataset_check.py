@@ -221,7 +221,7 @@ def _print_next(check: DatasetCheck, console: Console) -> None:
             f"[bold red]{len(check.blocks)} findings block freezing.[/] Mend them, drop the "
             f"pictures, or accept one with `lorafarm dataset override {name} <code>`"
         )
-    else:
+    elif check.observed == len(check.images):
         console.print("[green]✓[/] nothing blocks freezing")
 
 

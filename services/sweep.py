@@ -33,9 +33,7 @@ class SweepConfig(BaseModel):
         description="Path or hub id of a model in diffusers' layout (docs/real-models.md lists "
         "the families), or a .safetensors checkpoint; none: the starter.",
     )
-    recipe: Recipe = Field(
-        default_factory=Recipe, description="What all trials share; see `lorafarm recipe`."
-    )
+    recipe: Recipe = Field(default_factory=Recipe, description="What all trials share.")
     search: dict[str, list[Any]] = Field(
         default_factory=dict,
         description="Recipe fields (dotted) and the values to try; every combination is a trial. "

@@ -55,5 +55,5 @@ def _against(
         message=f"blurred: sharpness {sharpness:.0f}, the set's median is {usual:.0f}",
         value=sharpness,
         limit=round(least, 3),
-        hint="use a sharper picture, or drop it; keep it if the softness is meant",
+        hint="use a sharper picture, or drop it; override it if the softness is meant",
     )

@@ -7,6 +7,8 @@ and the sweep are given. Run again with the same folder, it goes on from what is
 from __future__ import annotations
 
 import io
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from importlib.resources import as_file, files
@@ -53,7 +55,9 @@ def run_demo(out: Path, console: Console) -> None:
         sheet = _write_sheet(home, name, out)
         console.print(f"contact sheet: {sheet}", soft_wrap=True)
     console.print(f"[bold]report:[/] {report}", soft_wrap=True)
-    console.print(f"look around: LORAFARM_HOME={home.path} lorafarm status", soft_wrap=True)
+    # Within reach only of those who have activated the environment.
+    program = "lorafarm" if shutil.which("lorafarm") else sys.argv[0]
+    console.print(f"look around: LORAFARM_HOME={home.path} {program} status", soft_wrap=True)
     console.print(f"total time: {duration(time.monotonic() - started)}")
 
 

@@ -205,7 +205,7 @@ def test_a_version_is_found_by_what_people_call_it(
         assert find_dataset(store, name) == second
     with pytest.raises(UserError, match=f"known are {first.name}, {second.name}"):
         find_dataset(store, "aya@v3")
-    with pytest.raises(UserError, match="no dataset version yet"):
+    with pytest.raises(UserError, match="ben: not known; known are aya"):
         find_dataset(store, "ben@v1")
     with pytest.raises(UserError, match="not a name"):
         find_dataset(store, "../aya@v1")
