@@ -93,7 +93,7 @@ from captioning.observer_config import (
     TaggerConfig,
 )
 from captioning.observers.embedder import Embedder
-from captioning.observers.weights import no_progress_bars
+from captioning.observers.weights import no_progress_bars, require_model
 from captioning.render import Caption, render, render_all
 from captioning.render_tags import Seen
 from captioning.review import (
@@ -240,6 +240,7 @@ __all__ = [
     "record_edits",
     "render",
     "render_all",
+    "require_model",
     "require_passable",
     "review_queue",
     "serve_observers",

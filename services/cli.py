@@ -25,6 +25,15 @@ from services.settings import open_home
 EXIT_BROKEN = 1
 EXIT_USER = 2
 EXIT_INTERRUPTED = 130
+# A path that somebody gave leads nowhere: a file where a folder is meant, or none may write.
+PATH_ERRORS = (
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 app = typer.Typer(
     name="lorafarm",
@@ -127,7 +136,7 @@ def leaderboard(
     ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Every scored checkpoint of the newest sweep, best first, with 95 % intervals."""
+    """Every scored checkpoint of the newest scored sweep, best first, with 95 % intervals."""
     from services.leaderboard import leaderboard_command
 
     leaderboard_command(open_home(home), character, report, console)
@@ -206,6 +215,9 @@ def main() -> None:
             errors.print("stopped; the same command goes on from what is done")
         raise
     except OSError as error:
+        path = error.filename2 or error.filename  # of a renaming, what it was to become
+        if error.errno in PATH_ERRORS and path:
+            _fail(f"{path}: {error.strerror}. Fix: name another path")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(

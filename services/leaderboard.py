@@ -11,8 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.settings import Home
-from services.sweep import plan_sweep
-from services.sweep_files import candidates, dataset_of, newest_sweep
+from services.sweep_files import newest_scored
 from training import Candidate, Interval, Winner, approximation, choose_winner
 
 SHORT_HEADINGS = {
@@ -25,21 +24,17 @@ SHORT_HEADINGS = {
 
 
 def leaderboard_command(home: Home, character: str, report: Path | None, console: Console) -> None:
-    """`lorafarm leaderboard`: the newest sweep as it stands on disk, finished or not."""
-    from captioning import UserError, load_character
+    """`lorafarm leaderboard`: the newest scored sweep as it stands on disk, finished or not."""
+    from captioning import load_character
 
     load_character(home.store, character)
-    record = newest_sweep(home.store, character)
-    dataset = dataset_of(home.store, record)
-    plan = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
-    scored = candidates(home.store, record, plan.trials, dataset, home.settings.workers)
-    if not scored:
-        raise UserError(
-            f"sweep {record.sweep}",
-            "no scored checkpoint yet",
-            f"run `lorafarm sweep {character}` again; it goes on from what is done",
+    sweep = newest_scored(home.store, character, home.settings.workers)
+    if sweep.unscored:
+        console.print(
+            f"[yellow]note:[/] nothing of the newest sweep, {sweep.unscored}, is scored yet; this "
+            f"is {sweep.record.sweep} of {sweep.record.started}"
         )
-    winner = choose_winner(scored, record.config.scoring.limits)
+    winner = choose_winner(sweep.candidates, sweep.record.config.scoring.limits)
     print_leaderboard(winner, console)
     if report is not None:
         from services.sweep_report import write_report

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from captioning import DatasetVersion, Store, UserError, load_dataset, parse_config, write_atomic
-from services.sweep import PlannedTrial, SweepConfig, SweepPlan
+from services.sweep import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
 from services.trial_files import SCORES_FILE
 from training import (
     FAILED_FILE,
@@ -72,14 +73,39 @@ def sweep_dir(store: Store, record: SweepRecord) -> Path:
     return store.sweeps / record.character / record.sweep
 
 
-def newest_sweep(store: Store, character: str) -> SweepRecord:
-    """The sweep of the character that was started last; UserError when there is none."""
-    records = list(sweeps(store, character))
+@dataclass(frozen=True)
+class ScoredSweep:
+    """A sweep with what of it is scored so far, on the dataset version that it was run on."""
+
+    record: SweepRecord
+    dataset: DatasetVersion
+    plan: SweepPlan
+    candidates: list[Candidate]
+    unscored: str | None  # a newer sweep, of which nothing is
+
+
+def newest_scored(store: Store, character: str, workers: int) -> ScoredSweep:
+    """The sweep of the character that was started last, of those with a scored checkpoint.
+
+    Raises UserError when there is none. `workers`: see `candidates`.
+    """
+    records = sorted(sweeps(store, character), key=lambda record: record.started, reverse=True)
     if not records:
         raise UserError(
             f"character {character}", "no sweep yet", f"run `lorafarm sweep {character}`"
         )
-    return max(records, key=lambda record: record.started)
+    for record in records:
+        dataset = dataset_of(store, record)
+        plan = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
+        if found := candidates(store, record, plan.trials, dataset, workers):
+            newer = None if record is records[0] else records[0].sweep
+            return ScoredSweep(record, dataset, plan, found, newer)
+    raise UserError(
+        f"sweep {records[0].sweep}",
+        "no scored checkpoint yet",
+        f"run the same `lorafarm sweep {character} --config ...` again; it goes on from what is "
+        "done",
+    )
 
 
 def sweeps(store: Store, character: str) -> Iterator[SweepRecord]:

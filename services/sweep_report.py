@@ -7,7 +7,7 @@ import platform
 from datetime import datetime
 from pathlib import Path
 
-from captioning import Sample, UserError, load_skipped
+from captioning import Sample, load_skipped
 from services.adapters import exports_of, open_registry
 from services.report import (
     CaptionedPicture,
@@ -23,8 +23,8 @@ from services.report import (
     read_trial,
 )
 from services.settings import Home
-from services.sweep import PlannedTrial, plan_sweep
-from services.sweep_files import base_scores, candidates, dataset_of, newest_sweep
+from services.sweep import PlannedTrial
+from services.sweep_files import base_scores, newest_scored
 from training import (
     SUBJECT_SLOT,
     Candidate,
@@ -39,9 +39,9 @@ from training import (
 def write_report(
     home: Home, characters: list[str], out: Path, seconds: float | None = None
 ) -> Path:
-    """One offline HTML file on the newest sweep of each character; `seconds`: the whole job's.
+    """One offline HTML file on each character's newest scored sweep; `seconds`: the whole job's.
 
-    Raises UserError for a character whose newest sweep has no scored checkpoint.
+    Raises UserError for a character of which no sweep has a scored checkpoint.
     """
     data = ReportData(
         characters=tuple(character_report(home, name) for name in characters),
@@ -55,17 +55,11 @@ def write_report(
 
 
 def character_report(home: Home, name: str) -> CharacterReport:
-    """What a report says about the newest sweep of one character."""
+    """What a report says about the newest scored sweep of one character."""
     store = home.store
-    record = newest_sweep(store, name)
-    dataset = dataset_of(store, record)
-    plan = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
-    scored = candidates(store, record, plan.trials, dataset, home.settings.workers)
-    if not scored:
-        raise UserError(
-            f"sweep {record.sweep}", "no scored checkpoint yet", f"run `lorafarm sweep {name}`"
-        )
-    winner = choose_winner(scored, record.config.scoring.limits)
+    sweep = newest_scored(store, name, home.settings.workers)
+    record, dataset, plan = sweep.record, sweep.dataset, sweep.plan
+    winner = choose_winner(sweep.candidates, record.config.scoring.limits)
     base = base_scores(store, record, winner.candidate.score)
     reference, aliases = _registered(home, f"{name}.{record.family}", winner.candidate)
     score = winner.candidate.score

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from captioning import DatasetVersion, UserError, load_config
+from captioning import DatasetVersion, UserError, load_config, require_model
 from services.adapters import Registered, register_winner
 from services.class_sets import check_class_pictures, with_class_sets
 from services.dataset_versions import newest_dataset
@@ -137,10 +137,20 @@ def plan_config(
     if home.settings.strategy != "ddp":
         refuse_quantised_shares(planned.recipe for planned in plan.trials)
     check_class_pictures(home.store, plan, dataset)
+    _require_embedder(config.scoring.embedder, f"{source}: scoring.embedder")
+    _require_embedder(home.settings.embedder, "settings.yaml: embedder")
     if home.settings.embedder and config.scoring.embedder is None:
         scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
         config = config.model_copy(update={"scoring": scoring})
     return base, plan, config
+
+
+def _require_embedder(embedder: str | None, field: str) -> None:
+    try:
+        if embedder is not None:
+            require_model(embedder)
+    except UserError as error:
+        raise UserError(field, f"{error.where}: {error.found}", error.fix) from error
 
 
 def steps_done(home: Home, plan: SweepPlan) -> dict[str, int]:

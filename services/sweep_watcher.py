@@ -54,6 +54,8 @@ class Watcher:
             self._step.note(f"the bare base is being scored ({event['state']})")
         elif kind == "waiting":
             self._display.say(f"  [yellow]{event['found']}[/]")
+        elif kind == "stopping":
+            self._display.say("  stopping: the step, or the pictures at work, are ended first")
         elif kind == "pack":
             self._display.say(f"  {pack_line(event)}")
         elif kind == "out_of_memory":
@@ -79,7 +81,9 @@ class Watcher:
         network = planned.recipe.network
         title = f"{network.title}{' of nested ranks' if network.nested_ranks else ''}"
         title += f" ({planned.variant})" if planned.variant else ""
-        if kind == "step":
+        if kind == "trial" and 0 < event["step"] < event["steps"]:
+            self._display.say(escape(f"  {title} goes on from step {event['step']}"))
+        elif kind == "step":
             speed = f"{event['pack_images_per_s']:.3g} images/s"
             self._step.note(f"{title} loss {event['loss']:.3f}, {speed}")
             for name in MEMORY.keys() & event.keys():

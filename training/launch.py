@@ -61,7 +61,8 @@ def run_trials(
     every pack), `compiled` (difference, kept, error), `out_of_memory` (trials,
     effective_batch_size, effective_accumulation, found),
     `checkpoint` (trial, step, path), `score` (trial, step, score, seconds), `failed`
-    (trial, error), `finished` (trial, step), `stopped`, `waiting` (found).
+    (trial, error), `finished` (trial, step), `stopped`, `waiting` (found), `stopping` (after
+    Ctrl-C, while the workers end what they are at).
 
     With `min_workers` the group starts, and starts again after a death, with as many workers as
     find a place then, from `min_workers` to `workers`. A step has the samples of `workers` all the
@@ -95,8 +96,10 @@ def run_trials(
     fit.start()
     try:
         _forward_events(mailbox, fit, on_event, size)
-    except BaseException:
+    except BaseException as error:
         mailbox.stop.remote()
+        if isinstance(error, KeyboardInterrupt):
+            on_event({"kind": "stopping"})
         fit.join(STOP_TIMEOUT_S)
         raise
     finally:

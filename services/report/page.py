@@ -45,6 +45,8 @@ MEASURE_HEADINGS = (
     ("diversity", "diversity", "higher", "mean distance between the pictures of the character"),
 )  # fmt: skip
 TRAINING_PICTURES_BESIDE = 6
+# The others are published in bfloat16, and most of them overflow float16.
+FLOAT16_FAMILIES = ("sd15", "sdxl")
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
             _Snippet(
                 "ComfyUI",
                 (
-                    f"Copy {PurePosixPath(kohya.name).name} into ComfyUI/models/loras.",
+                    _placed(character, kohya, "ComfyUI/models/loras"),
                     "Put a “Load LoRA” node after “Load Checkpoint”, choose the file and set "
                     f"strength_model to {weight}.",
                     "Start the positive prompt with the trigger and the class word.",
@@ -268,8 +270,7 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
             _Snippet(
                 "A1111 and Forge",
                 (
-                    f"Copy {PurePosixPath(kohya.name).name} into models/Lora and refresh the Lora "
-                    "tab.",
+                    f"{_placed(character, kohya, 'models/Lora')} Refresh the Lora tab.",
                     "Use this prompt; the part in angle brackets loads the adapter:",
                 ),
                 f"{prompt} <lora:{stem}:{weight}>",
@@ -280,17 +281,29 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
     # A single-file checkpoint is opened by its family's own pipeline, which a page cannot know.
     if loadable is not None and ".safetensors" not in character.base:
         path = PurePosixPath(loadable.name)
+        # Else every part has the type that it was saved in, and parts of two cannot compute.
+        dtype = "torch.float16" if character.family in FLOAT16_FAMILIES else "torch.bfloat16"
         lines = [
+            "import torch",
             "from diffusers import DiffusionPipeline",
             "",
-            f"pipe = DiffusionPipeline.from_pretrained({character.base!r})",
+            f"pipe = DiffusionPipeline.from_pretrained({character.base!r}, torch_dtype={dtype})",
             f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r}, "
             f"adapter_name={character.name!r})",
             f"pipe.set_adapters({character.name!r}, {weight})",
             f"image = pipe({prompt!r}).images[0]",
         ]
-        snippets.append(_Snippet("diffusers", (), "\n".join(lines), wide=True))
+        steps = (_placed(character, loadable, "."),)
+        snippets.append(_Snippet("diffusers", steps, "\n".join(lines), wide=True))
     return snippets
+
+
+def _placed(character: CharacterReport, export: ExportedFile, folder: str) -> str:
+    """How an exported file gets into the folder in which the next step looks for it."""
+    if character.reference:
+        command = f"lorafarm export {character.reference} --format {export.format} --to {folder}"
+        return f"Run “{command}”, which writes {export.name}."
+    return f"Copy {export.name} into {folder}."
 
 
 def _first(exports: tuple[ExportedFile, ...], format: str) -> ExportedFile | None:

@@ -110,6 +110,28 @@ def test_a_base_folder_that_is_no_model_names_the_missing_file(lorafarm, dataset
     assert "model_index.json" in err
 
 
+def test_an_embedder_that_is_none_is_named_before_anything_starts(
+    lorafarm, dataset, home_path: Path, tmp_path: Path
+):
+    config = tmp_path / "sweep.yaml"
+    config.write_text("scoring: {embedder: /nope}")
+    code, out, err = lorafarm("sweep", "aya", "--config", config)
+    assert code == 2
+    assert f"{config}: scoring.embedder: /nope: there is no such folder" in err
+    assert "steps =" not in out
+    assert not (home_path / "sweeps").exists()
+
+
+def test_a_file_where_a_folder_is_meant_is_named(lorafarm, dataset, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    code, _, err = lorafarm("dataset", "check", "aya", "--html", tmp_path)
+    assert code == 2
+    assert f"{tmp_path}: Is a directory" in err
+    code, _, err = lorafarm("demo", "--out", tmp_path / "file")
+    assert code == 2
+    assert f"{tmp_path / 'file'}" in err and "Fix:" in err
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     lorafarm, pictures: Path, home_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -20,7 +20,7 @@ from services.leaderboard import print_leaderboard
 from services.report import build_report
 from services.settings import Home, Settings
 from services.sweep import SweepConfig, plan_sweep
-from services.sweep_files import candidates, newest_sweep, record_sweep
+from services.sweep_files import newest_scored, record_sweep
 from services.sweep_run import plan_config, steps_done
 from training import Limits, approximation, choose_winner
 from training.checkpoints import save_checkpoint
@@ -74,8 +74,7 @@ def test_leaderboard_and_reason_say_rank_and_approximate(home_path: Path, datase
     for planned, identity in zip(plan.trials, (0.5, 0.4, 0.8), strict=True):
         folder = home.store.runs / planned.trial
         score(identity).save(save_checkpoint(folder, 20, planned.recipe, {}, {}).path)
-    scored = candidates(home.store, newest_sweep(home.store, "aya"), plan.trials, dataset, 1)
-    winner = choose_winner(scored, Limits())
+    winner = choose_winner(newest_scored(home.store, "aya", 1).candidates, Limits())
     assert winner.candidate.trial == plan.cuts_of(plan.trained[0].trial)[1].trial
     assert winner.reason.startswith(
         "rank 8 LoRA at step 20 (approximate, from one run of nested ranks 4, 8, 16): highest"

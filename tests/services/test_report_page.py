@@ -81,7 +81,10 @@ def test_page_says_who_won_why_and_with_what(tmp_path: Path) -> None:
         "3.4 MB",
         "starter-clip@1",
         "<lora:aya:0.8>",
+        "DiffusionPipeline.from_pretrained('stabilityai/sd', torch_dtype=torch.float16)",
         "pipe.load_lora_weights('diffusers', weight_name='w.safetensors', adapter_name='aya')",
+        "“lorafarm export aya.sd15/1 --format kohya --to ComfyUI/models/loras”",
+        "“lorafarm export aya.sd15/1 --format diffusers --to .”, which writes diffusers/w.safe",
     ):
         assert words in page.text, words
     rows = re.findall(r"(t00000000000\d) ", page.text.split("Every checkpoint")[1])

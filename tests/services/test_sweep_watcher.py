@@ -86,6 +86,14 @@ def test_the_progress_line_tells_loss_and_pictures_per_second(
     assert not recorded
 
 
+def test_who_goes_on_and_that_ctrl_c_was_heard_are_told(plan: SweepPlan):
+    trial = {"kind": "trial", "trial": plan.trials[0].trial, "steps": 10}
+    written, _ = watch(plan, trial | {"step": 5}, {"kind": "stopping"})
+    assert "goes on from step 5" in written and "stopping" in written
+    for step in (0, 10):
+        assert "goes on" not in watch(plan, trial | {"step": step})[0]
+
+
 def test_a_failure_is_told_and_recorded(plan: SweepPlan):
     trial = plan.trials[0]
     written, recorded = watch(

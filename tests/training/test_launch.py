@@ -158,13 +158,17 @@ def test_ctrl_c_stops_the_workers(
         tiny_base_path, frozen_dataset, tmp_path, recipe(steps=5000, checkpoint_every=10)
     )
 
+    said: list[str] = []
+
     def interrupt(event: Event) -> None:
+        said.append(event["kind"])
         if event["kind"] == "checkpoint" and event["step"] >= 20:
             os.kill(os.getpid(), signal.SIGINT)  # as the terminal does
 
     with pytest.raises(KeyboardInterrupt):
         run_trials(job, interrupt, storage=tmp_path / "ray")
     assert train_workers() == []
+    assert said[-1] == "stopping"
     reached = list_checkpoints(job.trials[0].trial_dir)[-1].step
     assert 20 <= reached < 5000
 
