@@ -15,7 +15,7 @@ from captioning import DatasetVersion, UserError
 from services.estimates import Estimator
 from services.settings import Home, Settings
 from services.sweep import SweepConfig, plan_sweep
-from services.sweep_files import newest_sweep
+from services.sweep_files import sweeps
 from services.sweep_run import plan_config, prepare_sweep
 
 
@@ -54,7 +54,7 @@ def test_a_trial_stands_for_what_the_folder_holds(
     # A sweep's record names the set: it plans the same trials, whatever becomes of the folder.
     prepare_sweep(home, dataset, config(people), "test", Console(file=io.StringIO()))
     (people / "0.png").unlink()
-    record = newest_sweep(home.store, "aya")
+    (record,) = sweeps(home.store, "aya")
     again = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
     assert again == first
     changed = plan_config(home, dataset, config(people), "test")[1]
