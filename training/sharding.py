@@ -40,7 +40,9 @@ def load_sharded(
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     base = load_base(path_or_id, "cpu", dtype)
-    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    # Pinned, to be copied beside the computing; without an accelerator there is nothing to pin for.
+    pinned = CPUOffloadPolicy(pin_memory=device.type != "cpu")
+    policy = pinned if offload else OffloadPolicy()
     options: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": True,

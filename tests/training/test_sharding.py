@@ -266,31 +266,45 @@ def look_at_weights(rank: int, folder: Path) -> None:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(compiled)
     # It asks whether the processor computes in fp16 by itself; PyTorch has it on all, if slowly.
     get_accelerator().is_fp16_supported = lambda: True
-    for dtype in (torch.bfloat16, torch.float16):
-        look_at_half_type(rank, folder, dtype)
+    for dtype, offload in (
+        (torch.bfloat16, False),
+        (torch.float16, False),
+        (torch.float16, True),
+    ):
+        look_at_half_type(rank, folder, dtype, offload)
+    offloaded = load_sharded(str(folder), cpu, torch.float32, worker_mesh(cpu, 2), offload=True)
+    with torch.no_grad():
+        assert torch.equal(predicted(offloaded), predicted(base))
     assert not compiled.exists()  # DeepSpeed compiles nothing: it would take a minute
 
 
 @torch.no_grad()
-def look_at_half_type(rank: int, folder: Path, dtype: torch.dtype) -> None:
-    """DeepSpeed has a mode of its own for each."""
+def look_at_half_type(rank: int, folder: Path, dtype: torch.dtype, offload: bool) -> None:
+    """DeepSpeed has a mode of its own for each.
+
+    Offloaded, the shares lie in the host's memory, which is not another one here: but DeepSpeed
+    goes the way there and back.
+    """
     base = load_base(folder, dtype=dtype)
-    shared = load_with_zero(str(folder), torch.device("cpu"), dtype, offload=False)
+    shared = load_with_zero(str(folder), torch.device("cpu"), dtype, offload)
     assert is_sharded(shared)
-    conditions = {name: torch.ones(1, *shape) for name, shape in base.condition_shapes().items()}
-    inputs = torch.ones(1, 16, 8, 8), torch.ones(1), conditions
-    assert torch.equal(shared.predict(*inputs), base.predict(*inputs))
+    assert torch.equal(predicted(shared), predicted(base))
     for weight, share in zip(base.denoiser.parameters(), shared.denoiser.parameters(), strict=True):
         assert share.dtype == dtype
         assert torch.equal(whole(share), weight)
     if dtype == torch.float16:
-        train_in_fp16(rank, shared, base, folder)
+        train_in_fp16(rank, shared, base, folder / f"offload-{offload}")
     # Nothing but this function may hold on to it, or the next base would find no room.
     release_engine(shared)
     gone = weakref.ref(shared.denoiser)
     del shared, share
     gc.collect()
     assert gone() is None
+
+
+def predicted(base: Base) -> Tensor:
+    conditions = {name: torch.ones(1, *shape) for name, shape in base.condition_shapes().items()}
+    return base.predict(torch.ones(1, 16, 8, 8), torch.ones(1), conditions)
 
 
 @torch.enable_grad()
