@@ -57,8 +57,9 @@ def groups_of(
     layers: Mapping[str, Layer], networks: Sequence[Network], device: torch.device
 ) -> list[Group]:
     """The layers of a bank in groups; a row has their parts one group after the other."""
-    magnitudes = {m for network in networks for m in parts_of(network)} & {*MAGNITUDES.values()}
-    parts = [DOWN, UP, *(m for m in MAGNITUDES.values() if m in magnitudes)]
+    used = {part for network in networks for part in parts_of(network)}
+    magnitudes = [magnitude for magnitude in MAGNITUDES.values() if magnitude in used]
+    parts = [DOWN, UP, *magnitudes]
     alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
     names, modules = list(layers), list(layers.values())
     for index, (name, layer) in enumerate(layers.items()):
@@ -86,7 +87,7 @@ def groups_of(
             shapes=shapes,
             squares={
                 magnitude: torch.stack([_squares(layer, magnitude) for layer in own])
-                for magnitude in parts[2:]
+                for magnitude in magnitudes
             },
         )
         groups.append(group)
