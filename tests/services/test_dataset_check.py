@@ -77,7 +77,21 @@ def test_blocks_give_exit_code_2_and_apply_mends_them(lorafarm) -> None:
     code, out = lorafarm("check", "aya", "--apply")
     assert code == 2 and "0 pictures dropped" in out
     assert lorafarm("override", "aya", "IMG205", "--picture", "19.png")[0] == 0
-    assert lorafarm("check", "aya")[0] == 0
+    code, out = lorafarm("check", "aya")
+    assert code == 0 and "nothing blocks freezing" in out
+
+
+def test_before_the_models_have_seen_them_it_does_not_say_that_nothing_blocks(
+    lorafarm, tmp_path: Path
+) -> None:
+    folder = tmp_path / "unseen"
+    folder.mkdir()
+    for number in range(20):
+        Image.new("RGB", (96, 96), (12 * number, 10, 200)).save(folder / f"{number}.png")
+    take_in(folder, Store(tmp_path / "home"), make_character("ben", "benchar", "person"))
+    code, out = lorafarm("check", "ben")
+    assert code == 0, out
+    assert "20 pictures were not observed yet" in out and "nothing blocks" not in out
 
 
 def test_json_says_the_same_for_programs(lorafarm) -> None:
