@@ -131,24 +131,25 @@ def plan_config(
     plan = plan_sweep(config, dataset, base.content_hash, base.family, source)
     recipes = [planned.recipe for planned in plan.trained]
     refuse_unused(config, recipes, source)
-    # A cluster's machines have packages of their own.
+    # A cluster's machines have packages and models of their own.
     trains_here = home.settings.ray_address == "local"
     check_on_base(recipes, base.source, config.scoring.size_px, trains_here)
     if home.settings.strategy != "ddp":
         refuse_quantised_shares(planned.recipe for planned in plan.trials)
     check_class_pictures(home.store, plan, dataset)
-    _require_embedder(config.scoring.embedder, f"{source}: scoring.embedder")
-    _require_embedder(home.settings.embedder, "settings.yaml: embedder")
+    embedder_is_from = f"{source}: scoring.embedder"
     if home.settings.embedder and config.scoring.embedder is None:
         scoring = config.scoring.model_copy(update={"embedder": home.settings.embedder})
         config = config.model_copy(update={"scoring": scoring})
+        embedder_is_from = "settings.yaml: embedder"
+    if config.scoring.embedder is not None and trains_here:
+        _require_embedder(config.scoring.embedder, embedder_is_from)
     return base, plan, config
 
 
-def _require_embedder(embedder: str | None, field: str) -> None:
+def _require_embedder(embedder: str, field: str) -> None:
     try:
-        if embedder is not None:
-            require_model(embedder)
+        require_model(embedder)
     except UserError as error:
         raise UserError(field, f"{error.where}: {error.found}", error.fix) from error
 

@@ -13,6 +13,7 @@ from training.checkpoints import (
 from training.class_pictures import class_samples
 from training.export import ExportReport, VerificationError, export_adapter
 from training.families import (
+    FAMILIES,
     STARTER_BASE,
     Base,
     BaseFacts,
@@ -46,6 +47,7 @@ from training.worker import FAILED_FILE
 __all__ = [
     "ADVISED_VIEWS",
     "FAILED_FILE",
+    "FAMILIES",
     "STARTER_BASE",
     "SUBJECT_SLOT",
     "Base",

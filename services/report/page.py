@@ -29,6 +29,7 @@ from services.report.plots import (
     trade_off_figure,
 )
 from services.trial_files import IntervalLike
+from training import FAMILIES
 
 # Measure, its heading, which way is better, and what it says in a few words.
 MEASURE_HEADINGS = (
@@ -45,8 +46,7 @@ MEASURE_HEADINGS = (
     ("diversity", "diversity", "higher", "mean distance between the pictures of the character"),
 )  # fmt: skip
 TRAINING_PICTURES_BESIDE = 6
-# The others are published in bfloat16, and most of them overflow float16.
-FLOAT16_FAMILIES = ("sd15", "sdxl")
+TORCH_TYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
     if loadable is not None and ".safetensors" not in character.base:
         path = PurePosixPath(loadable.name)
         # Else every part has the type that it was saved in, and parts of two cannot compute.
-        dtype = "torch.float16" if character.family in FLOAT16_FAMILIES else "torch.bfloat16"
+        dtype = TORCH_TYPES[FAMILIES[character.family].half]
         lines = [
             "import torch",
             "from diffusers import DiffusionPipeline",
