@@ -1,6 +1,5 @@
 """A dataset version and recipes in, checkpoints, scores and adapter files out."""
 
-from training.base_check import check_on_base
 from training.checkpoints import (
     Checkpoint,
     Contents,
@@ -10,7 +9,9 @@ from training.checkpoints import (
     load_checkpoint,
     samples_per_step_at,
 )
-from training.class_pictures import class_samples
+from training.data.class_pictures import class_samples
+from training.data.latents import LatentCache, encode_dataset
+from training.data.views import ADVISED_VIEWS, steps_for_views, views_per_image
 from training.export import ExportReport, VerificationError, export_adapter
 from training.families import (
     FAMILIES,
@@ -24,25 +25,24 @@ from training.families import (
     native_size_px,
 )
 from training.fitting import fit_recipe, usual_recipes
-from training.job import SweepJob, TrialSpec
-from training.latents import LatentCache, encode_dataset
-from training.launch import run_trials
+from training.frozen.sharding import refuse_quantised_shares
 from training.loop import TrainingDiverged, train
-from training.measures import Interval
 from training.nested import cut_recipes
 from training.optimizer import Optimizer
 from training.pack.plan import plan_packs
 from training.precision import resolve_precision
-from training.probe import Measurement, ProbeRequest, probe_pack
-from training.prompts import SUBJECT_SLOT, Limits, ScoringConfig
 from training.recipe import Network, Recipe, Schedule, trial_id
-from training.sampling import sample
-from training.scores import BaseScores, Score
-from training.scoring import score_base, score_checkpoint
-from training.selection import Candidate, Winner, approximation, choose_winner
-from training.sharding import refuse_quantised_shares
-from training.views import ADVISED_VIEWS, steps_for_views, views_per_image
-from training.worker import FAILED_FILE
+from training.run.base_check import check_on_base
+from training.run.job import SweepJob, TrialSpec
+from training.run.launch import run_trials
+from training.run.probe import Measurement, ProbeRequest, probe_pack
+from training.run.worker import FAILED_FILE
+from training.scoring.measures import Interval
+from training.scoring.prompts import SUBJECT_SLOT, Limits, ScoringConfig
+from training.scoring.sampling import sample
+from training.scoring.scorer import score_base, score_checkpoint
+from training.scoring.scores import BaseScores, Score
+from training.scoring.selection import Candidate, Winner, approximation, choose_winner
 
 __all__ = [
     "ADVISED_VIEWS",

@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.batches import CLASS_STREAM, draw_batch, of_one_shape, places_of
+from training.data.batches import CLASS_STREAM, draw_batch, of_one_shape, places_of
 from training.families import Base
+from training.frozen.sharding import is_sharded
 from training.losses import pack_losses
 from training.micro_batches import first_words, is_out_of_memory
 from training.pack.pack import Pack
 from training.precision import autocast
 from training.recipe import Recipe
-from training.sharding import is_sharded
 
 
 def add_up_gradients(

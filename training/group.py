@@ -1,6 +1,6 @@
 """The workers of one group: how rank 0's word reaches the others, and who died where.
 
-Small coordination for `training.worker`; nothing here knows models or recipes.
+Small coordination for `training.run.worker`; nothing here knows models or recipes.
 """
 
 from __future__ import annotations

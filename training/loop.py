@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from captioning import UserError
-from training.adapters import detach
-from training.batches import drawn_rank, shared_out
 from training.compiled import add_up_checked
+from training.data.batches import drawn_rank, shared_out
+from training.data.latents import LatentCache
 from training.families import Base
 from training.gradients import add_up_gradients, average
 from training.group import Group
-from training.latents import LatentCache
 from training.micro_batches import MicroBatches
+from training.pack.adapters import detach
 from training.pack.pack import Pack, seat
 from training.pack.saving import keep_checkpoints
 from training.pack.slot import Slot, Trial

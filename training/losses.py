@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from training.batches import Batch
+from training.data.batches import Batch
 from training.families import Base
 from training.pack.bank import AdapterBank
 from training.pack.slot import Slot

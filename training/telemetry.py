@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from captioning import write_atomic
 from training.families import Base
+from training.frozen.sharding import held_bytes
 from training.pack.pack import Pack
-from training.sharding import held_bytes
 
 METRICS_FILE = "metrics.jsonl"
 Row = dict[str, Any]

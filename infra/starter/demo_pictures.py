@@ -15,7 +15,7 @@ from avatars import Avatar, Identity, draw_avatar
 from styles import FRAMING
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "services/demo/pictures"
+FOLDER = ROOT / "services/cli/demo/pictures"
 COUNT = 24
 SIZE_PX = 256
 SEED = 26
@@ -72,7 +72,7 @@ def _nearer(avatar: Avatar, rng: random.Random) -> Avatar:
 
 
 def draw(work: Path) -> None:
-    """services/demo/pictures/<name>/01.png and on."""
+    """services/cli/demo/pictures/<name>/01.png and on."""
     pictures.install(work)
     for name in DEMO:
         folder = FOLDER / name

@@ -14,7 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from services.trial_files import Measures, read_measures, read_metrics, read_samples, step_folders
+from services.sweeps.trial_files import (
+    Measures,
+    read_measures,
+    read_metrics,
+    read_samples,
+    step_folders,
+)
 
 # A picture is a file, or already in memory.
 Picture = Path | Image.Image

@@ -28,7 +28,7 @@ from services.report.plots import (
     svg_uri,
     trade_off_figure,
 )
-from services.trial_files import IntervalLike
+from services.sweeps.trial_files import IntervalLike
 from training import FAMILIES
 
 # Measure, its heading, which way is better, and what it says in a few words.

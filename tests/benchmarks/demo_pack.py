@@ -25,7 +25,7 @@ from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, lo
 from training.loop import train_pack
 from training.pack.slot import Trial
 
-SWEEP = Path(__file__).parents[2] / "services/demo/sweep.yaml"
+SWEEP = Path(__file__).parents[2] / "services/cli/demo/sweep.yaml"
 WARM_UP_STEPS = 2
 
 

@@ -42,13 +42,13 @@ from captioning.observers.embedder import Embedder
 from captioning.observers.quality import QualityMeter
 from captioning.observers.shrink import Shrink
 from captioning.observers.tagger import Tagger
-from services.engine import running_ray
-from services.settings import Home, Settings
+from services.farm.engine import running_ray
+from services.farm.settings import Home, Settings
 
 KINDS = ("tags", "embedding", "quality")
 BATCHES, REPLICAS, LOOP_BATCH = (1, 8, 32), (1, 2), 32
 CORES = os.cpu_count() or 1
-DEMO = sorted((Path(__file__).parents[2] / "services/demo/pictures").glob("*/*.png"))
+DEMO = sorted((Path(__file__).parents[2] / "services/cli/demo/pictures").glob("*/*.png"))
 
 
 def pictures(count: int, side: int) -> list[bytes]:

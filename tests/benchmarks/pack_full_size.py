@@ -30,12 +30,12 @@ from peft import LoraConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.adapters import attach_pack, detach, initial_adapter
 from training.checkpoints import Contents
 from training.compiled import compile_blocks
 from training.families import Base
 from training.families.flux import FluxBase
 from training.families.sdxl import SDXLBase
+from training.pack.adapters import attach_pack, detach, initial_adapter
 from training.pack.slot import Slot, Trial
 from training.recipe import Recipe
 

@@ -29,7 +29,6 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
 
-from training.adapters import attach_pack, initial_adapter, target_layers
 from training.checkpoints import Contents
 from training.compiled import compile_blocks
 from training.families.stable_diffusion import (
@@ -37,6 +36,7 @@ from training.families.stable_diffusion import (
     UNET_CONVOLUTIONS,
     UNET_FEED_FORWARD,
 )
+from training.pack.adapters import attach_pack, initial_adapter, target_layers
 from training.pack.slot import Slot, Trial
 from training.recipe import PRESETS, Network, Recipe
 
@@ -102,7 +102,7 @@ def losses(
 
 
 def random_base(side: int, device: torch.device) -> Any:
-    """The UNet with what `training.adapters` asks of a base."""
+    """The UNet with what `training.pack.adapters` asks of a base."""
     return SimpleNamespace(
         denoiser=build_unet(side, device),
         denoiser_name="unet",

@@ -31,12 +31,12 @@ from torch.nn import functional as F
 
 from captioning import DatasetVersion, Sample
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
-from training.batches import draw_batch
-from training.crop import read_pixels
+from training.data.batches import draw_batch
+from training.data.crop import read_pixels
 from training.loop import train_pack
 from training.pack.slot import Trial
 
-PICTURES = Path(__file__).parents[2] / "services" / "demo" / "pictures" / "aya"
+PICTURES = Path(__file__).parents[2] / "services" / "cli" / "demo" / "pictures" / "aya"
 WARM_UP_STEPS = 2
 # Of a loss; the loops add up in other orders, and training carries that on.
 LOSS_TOLERANCE = 1e-3

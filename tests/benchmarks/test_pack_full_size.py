@@ -11,7 +11,7 @@ import pytest
 import torch
 from pack_full_size import Step, build, count_operations, main, pack_step, peft_step
 
-from training.adapters import detach
+from training.pack.adapters import detach
 
 CPU = torch.device("cpu")
 

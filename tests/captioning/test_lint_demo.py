@@ -12,7 +12,7 @@ from captioning.observers.tagger import Tagger
 
 pytestmark = pytest.mark.slow  # 48 captions by a real model
 
-PICTURES = Path(__file__).parents[2] / "services" / "demo" / "pictures"
+PICTURES = Path(__file__).parents[2] / "services" / "cli" / "demo" / "pictures"
 TRIGGERS = {"aya": "ayachar", "bruno": "brunochar"}
 
 

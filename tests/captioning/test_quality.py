@@ -17,7 +17,7 @@ from PIL import ImageDraw, ImageFilter, ImageOps
 from captioning import Box, upright_rgb
 from captioning.observers.quality import QualityMeter, effective_px, measure, sharpness
 
-DEMO = sorted((Path(__file__).parents[2] / "services/demo/pictures").glob("*/*.png"))
+DEMO = sorted((Path(__file__).parents[2] / "services/cli/demo/pictures").glob("*/*.png"))
 WHOLE = Box(label="all", score=1, left=0, top=0, width=1, height=1)
 FILTERS = [Pillow.Resampling.BILINEAR, Pillow.Resampling.BICUBIC, Pillow.Resampling.LANCZOS]
 

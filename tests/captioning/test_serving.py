@@ -233,8 +233,8 @@ CLIENT = """
 import sys
 from pathlib import Path
 from captioning import QualityConfig, load_images, observe, serve_observers
-from services.engine import running_ray
-from services.settings import Home, Settings
+from services.farm.engine import running_ray
+from services.farm.settings import Home, Settings
 
 home = Home(Path(sys.argv[1]), Settings(cpus_per_worker=1))
 with running_ray(home), serve_observers([QualityConfig()]) as client:

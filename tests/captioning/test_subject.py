@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from captioning import Box, upright_rgb
 from captioning.observers.subject import SubjectFinder, find_subject
 
-DEMO = sorted((Path(__file__).parents[2] / "services/demo/pictures").glob("*/*.png"))
+DEMO = sorted((Path(__file__).parents[2] / "services/cli/demo/pictures").glob("*/*.png"))
 
 
 def textured(size: tuple[int, int], box: tuple[int, int, int, int]) -> Pillow.Image:

@@ -13,7 +13,7 @@ import services
 
 PICTURES = Path(services.__file__).parent / "demo" / "pictures" / "aya"
 # The command line of this very interpreter.
-COMMAND = [sys.executable, "-m", "services.cli"]
+COMMAND = [sys.executable, "-m", "services.cli.main"]
 # Small enough for a test, large enough to have two trials with two scored checkpoints each.
 SWEEP = """
 recipe:

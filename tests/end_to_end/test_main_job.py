@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from captioning import Store, latest_dataset
-from services.registry import Registry
+from services.registry.registry import Registry
 
 pytestmark = pytest.mark.slow
 

@@ -30,7 +30,7 @@ CLIP = ROOT / "captioning/starter/clip"
 BASE = ROOT / "training/starter"
 MAX_FILE_BYTES = 30_000_000
 MAX_TOTAL_BYTES = 60_000_000
-DEMO = ROOT / "services/demo/pictures"
+DEMO = ROOT / "services/cli/demo/pictures"
 
 
 @pytest.fixture(scope="module")

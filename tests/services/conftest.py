@@ -20,7 +20,7 @@ from captioning import (
     observe,
     take_in,
 )
-from services.cli import main
+from services.cli.main import main
 
 
 class SaysTheSame:

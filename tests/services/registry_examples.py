@@ -1,7 +1,7 @@
 """The card of an adapter, as a sweep writes it."""
 
-from services.adapter_bundle import AdapterCard
-from services.trial_files import MEASURES, Interval
+from services.registry.bundle import AdapterCard
+from services.sweeps.trial_files import MEASURES, Interval
 
 CARD = AdapterCard(
     character="aya",

@@ -33,8 +33,8 @@ from captioning import (
     observe,
     take_in,
 )
+from training.data.latents import Bucket, LatentCache
 from training.families import Base, load_base
-from training.latents import Bucket, LatentCache
 
 Kind = Literal["tags", "prose"]
 BuildCache = Callable[..., LatentCache]

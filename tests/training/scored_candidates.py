@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.measures import Interval
-from training.prompts import ScoringConfig
-from training.scores import Score
-from training.selection import Candidate
+from training.scoring.measures import Interval
+from training.scoring.prompts import ScoringConfig
+from training.scoring.scores import Score
+from training.scoring.selection import Candidate
 
 PICTURES = 24
 

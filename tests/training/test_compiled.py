@@ -19,19 +19,19 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from captioning import UserError
-from training import sampling
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.compiled import CompiledBlocks, add_up_checked, compile_blocks, repeated_blocks
+from training.data.latents import LatentCache
 from training.families import Base, load_base
-from training.latents import LatentCache
+from training.frozen.quantised import load_quantised
 from training.loop import train_pack
 from training.pack.bank import AdapterBank
 from training.pack.layer import BankLinear
 from training.pack.parts import DOWN, UP
 from training.pack.slot import Trial
-from training.probe import random_cache
-from training.quantised import load_quantised
 from training.recipe import Network, Recipe
+from training.run.probe import random_cache
+from training.scoring import sampling
 
 FAMILIES = ["sdxl", "sd3", "flux-dev", "flux2-klein", "zimage", "qwen_image"]
 CPU = torch.device("cpu")

@@ -14,13 +14,13 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from captioning import UserError
-from training.adapters import is_attached
-from training.batches import draw_batch
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.data.batches import draw_batch
+from training.data.latents import LatentCache
 from training.families import Base, load_base
-from training.latents import LatentCache
 from training.loop import TrainingDiverged, train
 from training.objective import Diffusion
+from training.pack.adapters import is_attached
 from training.precision import resolve_precision
 from training.recipe import Recipe
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from training.checkpoints import list_checkpoints
+from training.data.latents import LatentCache
 from training.families import load_base
-from training.latents import LatentCache
 from training.loop import train
 from training.recipe import Recipe
 
@@ -32,7 +32,7 @@ import json, sys, torch
 from pathlib import Path
 from safetensors.torch import load_file
 from training.families import load_base
-from training.latents import Bucket, LatentCache
+from training.data.latents import Bucket, LatentCache
 from training.loop import train
 from training.recipe import Recipe
 

@@ -13,11 +13,11 @@ from peft import LoraConfig
 from PIL import Image as Picture
 
 from captioning import DatasetVersion
-from training.batches import draw_batch
-from training.captions import CaptionPlan
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.data.batches import draw_batch
+from training.data.captions import CaptionPlan
+from training.data.latents import LatentCache, encode_dataset
 from training.families import Base, load_base
-from training.latents import LatentCache, encode_dataset
 from training.loop import train, train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
@@ -152,8 +152,8 @@ def test_a_mask_without_transparency_is_refused(
     tiny_base_path: Path, frozen_dataset: DatasetVersion, tmp_path: Path
 ) -> None:
     from training.group import Group
-    from training.job import SweepJob, TrialSpec
-    from training.worker import Worker
+    from training.run.job import SweepJob, TrialSpec
+    from training.run.worker import Worker
 
     job = SweepJob(
         base=str(tiny_base_path),

@@ -11,7 +11,15 @@ import torch
 from peft import LoraConfig
 
 from captioning import DatasetVersion, UserError
-from training.adapters import (
+from training.checkpoints import list_checkpoints, load_checkpoint
+from training.data.batches import draw_batch, drawn_rank
+from training.data.latents import LatentCache
+from training.families import Base, load_base
+from training.fitting import fit_recipe
+from training.group import Group
+from training.loop import train, train_pack
+from training.nested import cut_adapter, cut_network, cut_recipes
+from training.pack.adapters import (
     adapter_state,
     attach_pack,
     cut_at,
@@ -19,20 +27,12 @@ from training.adapters import (
     initial_adapter,
     load_adapter,
 )
-from training.batches import draw_batch, drawn_rank
-from training.checkpoints import list_checkpoints, load_checkpoint
-from training.families import Base, load_base
-from training.fitting import fit_recipe
-from training.group import Group
-from training.job import SweepJob, TrialSpec
-from training.latents import LatentCache
-from training.loop import train, train_pack
-from training.nested import cut_adapter, cut_network, cut_recipes
 from training.pack.slot import Trial
-from training.prompts import ScoringConfig
 from training.recipe import Network, Recipe, trial_id
-from training.scores import Score
-from training.worker import Worker
+from training.run.job import SweepJob, TrialSpec
+from training.run.worker import Worker
+from training.scoring.prompts import ScoringConfig
+from training.scoring.scores import Score
 
 EPS = 1e-4  # keeps rounding in the smallest gradients small
 TOLERANCE = 1e-5

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.data.latents import LatentCache
 from training.families import Base, load_base
-from training.latents import LatentCache
 from training.loop import train, train_pack
 from training.micro_batches import EFFECTIVE_FILE, OutOfMemory
 from training.pack.slot import Trial

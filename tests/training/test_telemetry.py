@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from transformers import CLIPTextModel
 
+from training.data.latents import LatentCache
 from training.families import Base
-from training.latents import LatentCache
 from training.loop import train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe

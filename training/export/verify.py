@@ -17,9 +17,9 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from training.adapters import detach, load_adapter
 from training.export.kohya import kohya_name
 from training.families import Base
+from training.pack.adapters import detach, load_adapter
 from training.pack.parts import is_of_encoder
 from training.recipe import Network
 

@@ -1,7 +1,7 @@
 """What every base model family offers to training, sampling and export.
 
 A checked folder in, a frozen `Base` out, with the same methods in every family. The weights of a
-base are never changed; adapters are put on and taken off by `training.adapters`.
+base are never changed; adapters are put on and taken off by `training.pack.adapters`.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class Base(ABC):
         self.folder = folder
         self.device = device
         self.dtype = dtype
-        # In what form the denoiser's linear layers are; see `training.quantised`.
+        # The form of the denoiser's linear layers; see `training.frozen.quantised`.
         self.held_as = "auto"
         # How the denoiser's blocks are compiled, if they are; see `training.compiled`.
         self.compiled: CompiledBlocks | None = None
-        # What spreads the denoiser over the workers, if it has to be kept; see `training.zero`.
+        # What spreads the denoiser over the workers, where one does; see `training.frozen.zero`.
         self.engine: Any = None
         # Of the file, so that the VAE itself may be released.
         self.vae_config = read_json(folder / "vae" / "config.json")

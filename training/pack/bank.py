@@ -17,6 +17,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from training.frozen.sharding import whole
 from training.pack.choice import Slots, is_run, of_slots, put_slots
 from training.pack.conv import BankConv, by_cell, by_channel
 from training.pack.groups import Group, groups_of
@@ -36,7 +37,6 @@ from training.pack.parts import (
 )
 from training.pack.pissa import FirstFactors, stacked, unstacked
 from training.recipe import Network
-from training.sharding import whole
 
 # In the order of `LayerTensors`.
 GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.frozen.sharding import whole
 from training.pack.parts import (
     DOWN,
     MAGNITUDES,
@@ -25,7 +26,6 @@ from training.pack.parts import (
     weight_shape,
 )
 from training.recipe import Network
-from training.sharding import whole
 
 
 @dataclass(frozen=True)

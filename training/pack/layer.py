@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from training.frozen.quantised import computed, is_quantised, product
 from training.pack.parts import Layer
 from training.pack.traced import Leaves, leaf, packed_linear
-from training.quantised import computed, is_quantised, product
 
 if TYPE_CHECKING:
     from training.pack.bank import AdapterBank

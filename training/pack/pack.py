@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from training.adapters import attach_pack, initial_adapter
-from training.buckets import BucketLimits
 from training.checkpoints import Contents, last_with_state, load_checkpoint
+from training.data.buckets import BucketLimits
 from training.families import Base
 from training.group import Group
+from training.pack.adapters import attach_pack, initial_adapter
 from training.pack.bank import AdapterBank
 from training.pack.keepers import Keeper, keepers_for
 from training.pack.slot import Slot, Trial

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from captioning import UserError
+from training.frozen.sharding import whole
 from training.pack.parts import (
     DOWN,
     UP,
@@ -24,7 +25,6 @@ from training.pack.parts import (
     weight_shape,
 )
 from training.recipe import Network
-from training.sharding import whole
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.adapters import adapter_state, state_name
 from training.checkpoints import Contents
-from training.latents import LatentCache
+from training.data.latents import LatentCache
 from training.optimizer import ScheduleFree
+from training.pack.adapters import adapter_state, state_name
 from training.pack.bank import AdapterBank
 from training.pack.keepers import Keeper
 from training.pack.optimizer import RowOptimizer

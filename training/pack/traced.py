@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.quantised import frozen_product
+from training.frozen.quantised import frozen_product
 
 
 @dataclass(frozen=True)

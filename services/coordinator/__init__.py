@@ -1,0 +1,1 @@
+"""Runs what was asked for: a prepared sweep in, its winner registered."""

@@ -1,0 +1,1 @@
+"""Datasets of characters: taken in, captioned, checked, reviewed, frozen, shared."""

@@ -1,5 +1,0 @@
-"""The main job on two example characters, whose pictures lie beside this file."""
-
-from services.demo.run import run_demo
-
-__all__ = ["run_demo"]

@@ -1,0 +1,242 @@
+"""The record: one MLflow experiment per character, one run per sweep, one nested run per trial.
+
+Folders of trials in, runs out. Every call compares with what MLflow holds and adds only what is
+missing, so that a command killed between any two calls is repeated without a duplicate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from captioning import UserError
+from services.registry.trial_record import (
+    DatasetReference,
+    Point,
+    TrialRecord,
+    dotted_params,
+    public_tags,
+    trial_points,
+)
+from services.sweeps.trial_files import step_folders
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+    from PIL.Image import Image
+
+SWEEP_TAG = "lorafarm.sweep"
+TRIAL_TAG = "lorafarm.trial"
+PUSHED_TAG = "lorafarm.pushed."
+PARENT_TAG = "mlflow.parentRunId"
+# Limits of MLflow's log_batch (mlflow/utils/validation.py).
+METRICS_PER_BATCH = 1000
+PARAMS_PER_BATCH = 100
+# What a checkpoint folder gives to the record. The optimiser's state stays in the store: it is
+# twice the adapter's size and of use to nobody but a resumed trial.
+CHECKPOINT_FILES = ("adapter.safetensors", "recipe.yaml", "manifest.json", "scores.json")
+
+
+_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED"}
+
+
+class Record:
+    """Sweeps and trials as MLflow runs."""
+
+    def __init__(self, client: MlflowClient, artifacts: Path | None) -> None:
+        self._client = client
+        self._artifacts = artifacts
+
+    def open_sweep(self, character: str, sweep: str, tags: Mapping[str, str] | None = None) -> str:
+        """Return the run id of the sweep, made or, after a kill or a second start, found again."""
+        experiment = self._experiment(character)
+        run = self._find(experiment, SWEEP_TAG, sweep)
+        if run is None:
+            run = self._client.create_run(
+                experiment,
+                run_name=f"sweep {sweep}",
+                tags={**public_tags(tags or {}), SWEEP_TAG: sweep, "lorafarm.kind": "sweep"},
+            )
+        self._set_status(run, "RUNNING")
+        return str(run.info.run_id)
+
+    def close_sweep(self, run_id: str, state: str = "finished") -> None:
+        """Mark the sweep's run "finished" or "failed"; closing it again changes nothing."""
+        self._set_status(self._client.get_run(run_id), _STATUS[state])
+
+    def record_trial(self, sweep_run: str, trial: TrialRecord) -> str:
+        """Bring the trial's run up to what its folder holds, and return the run id.
+
+        A trial that several sweeps share keeps the run of the first one. Raises ValueError for a
+        malformed `metrics.jsonl` and KeyError for an unknown state.
+        """
+        status = _STATUS[trial.state]
+        experiment = self._experiment(trial.dataset.character)
+        run = self._find(experiment, TRIAL_TAG, trial.trial)
+        if run is None:
+            tags = {PARENT_TAG: sweep_run, TRIAL_TAG: trial.trial, "lorafarm.kind": "trial"}
+            run = self._client.create_run(experiment, run_name=trial.trial, tags=tags)
+        run_id = str(run.info.run_id)
+        if run.info.status != "FINISHED":
+            self._set_status(run, "RUNNING")
+        dataset = trial.dataset
+        self._add_tags(
+            run,
+            {
+                **public_tags(trial.tags),
+                "lorafarm.dataset": f"{dataset.character}/{dataset.version}",
+                "lorafarm.dataset.manifest_sha256": dataset.manifest_sha256,
+            },
+        )
+        self._add_params(run, dict(dotted_params(trial.recipe)))
+        self._add_input(run, dataset)
+        self._add_points(run_id, trial_points(trial, int(run.info.start_time)))
+        self._push(run_id, "dataset", {"dataset/manifest.json": dataset.manifest})
+        for step, folder in step_folders(trial.trial_dir).items():
+            target = f"checkpoints/step-{step:06d}"
+            files = {f"{target}/{name}": folder / name for name in CHECKPOINT_FILES}
+            present = {path: file for path, file in files.items() if file.exists()}
+            self._push(run_id, f"step-{step:06d}", present)
+        self._set_status(run, status)
+        return run_id
+
+    def log_picture(self, run_id: str, name: str, picture: Image) -> None:
+        """Keep `picture` as `pictures/<name>.png` of the run; equal pixels are not sent again."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.png"
+            picture.save(file)
+            self._push(run_id, f"picture.{name}", {f"pictures/{name}.png": file})
+
+    def log_file(self, run_id: str, path: str, file: Path) -> None:
+        """Keep `file` as the run's artifact `path`, such as "report/report.html"."""
+        self._push(run_id, f"file.{path}", {path: file})
+
+    def push_folder(self, run_id: str, folder: str, files: Mapping[str, Path]) -> None:
+        """Keep `files` (relative path to local file) as artifacts below `folder` of the run."""
+        self._push(run_id, folder, {f"{folder}/{path}": file for path, file in files.items()})
+
+    def artifact_uri(self, run_id: str, path: str) -> str:
+        """Where the run's artifact `path` lies."""
+        return f"{self._client.get_run(run_id).info.artifact_uri}/{path}"
+
+    def _experiment(self, character: str) -> str:
+        found = self._client.get_experiment_by_name(character)
+        if found is None:
+            location = (
+                f"{self._artifacts.resolve().as_uri()}/{character}" if self._artifacts else None
+            )
+            return str(self._client.create_experiment(character, artifact_location=location))
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"MLflow experiment {character}",
+                "it was deleted",
+                f"restore it: `mlflow experiments restore -x {found.experiment_id}`, or purge it "
+                "with `mlflow gc`",
+            )
+        return str(found.experiment_id)
+
+    def _find(self, experiment: str, tag: str, value: str) -> Run | None:
+        """The oldest run with the tag: always the same one, whoever asks."""
+        runs = self._client.search_runs(
+            [experiment],
+            filter_string=f"tags.`{tag}` = '{value}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        return runs[0] if runs else None
+
+    def _set_status(self, run: Run, status: str) -> None:
+        current = self._client.get_run(run.info.run_id).info.status
+        if current == status or (current == "FINISHED" and status == "RUNNING"):
+            return
+        if status == "RUNNING":
+            self._client.update_run(run.info.run_id, status=status)
+        else:
+            self._client.set_terminated(run.info.run_id, status=status)
+
+    def _add_tags(self, run: Run, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        missing = [RunTag(k, v) for k, v in tags.items() if run.data.tags.get(k) != v]
+        if missing:
+            self._client.log_batch(run.info.run_id, tags=missing)
+
+    def _add_params(self, run: Run, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        missing = [Param(k, v) for k, v in params.items() if k not in run.data.params]
+        for start in range(0, len(missing), PARAMS_PER_BATCH):
+            batch = missing[start : start + PARAMS_PER_BATCH]
+            self._client.log_batch(run.info.run_id, params=batch)
+
+    def _add_input(self, run: Run, dataset: DatasetReference) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        reference = f"{dataset.character}/{dataset.version}"
+        logged = run.inputs.dataset_inputs if run.inputs else []
+        if any(known.dataset.name == reference for known in logged):
+            return
+        entity = Dataset(
+            name=reference,
+            digest=dataset.manifest_sha256[:36],  # MLflow's limit; the whole hash is a tag
+            source_type="lorafarm",
+            source=f'{{"dataset": "{reference}"}}',
+        )
+        tag = InputTag("mlflow.data.context", "training")
+        self._client.log_inputs(run.info.run_id, [DatasetInput(entity, [tag])])
+
+    def _add_points(self, run_id: str, points: Iterable[Point]) -> None:
+        from mlflow.entities import Metric
+
+        wanted = list(points)
+        present = {
+            (key, metric.step)
+            for key in {point.key for point in wanted}
+            for metric in self._client.get_metric_history(run_id, key)
+        }
+        missing = [
+            Metric(point.key, point.value, point.timestamp, point.step)
+            for point in wanted
+            if (point.key, point.step) not in present
+        ]
+        for start in range(0, len(missing), METRICS_PER_BATCH):
+            batch = missing[start : start + METRICS_PER_BATCH]
+            self._client.log_batch(run_id, metrics=batch)
+
+    def _push(self, run_id: str, group: str, files: Mapping[str, Path]) -> None:
+        """Upload the files (artifact path to local file) unless a tag says that they are there.
+
+        The tag holds a hash of names and bytes and is set last: a torn upload is done again.
+        """
+        digest = hashlib.sha256()
+        for path, file in sorted(files.items()):
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(f"{path}\0{content}\n".encode())
+        tag = PUSHED_TAG + group
+        run = self._client.get_run(run_id)
+        if not files or run.data.tags.get(tag) == digest.hexdigest():
+            return
+        for path, file in sorted(files.items()):
+            target = PurePosixPath(path)
+            folder = None if target.parent == PurePosixPath(".") else str(target.parent)
+            with _named(file, target.name) as upload:
+                self._client.log_artifact(run_id, str(upload), folder)
+        self._client.set_tag(run_id, tag, digest.hexdigest())
+
+
+@contextmanager
+def _named(file: Path, name: str) -> Iterator[Path]:
+    """`file` under the name it shall have as an artifact: MLflow keeps the local one."""
+    if file.name == name:
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / name
+        shutil.copyfile(file, copy)
+        yield copy

@@ -1,0 +1,36 @@
+"""A trial's contact sheet: the bare base on top, a row per checkpoint, a column per prompt."""
+
+from __future__ import annotations
+
+from PIL.Image import Image
+
+from captioning import DatasetVersion, Store
+from services.report import SheetRow, contact_sheet
+from services.sweeps.files import SweepRecord, base_scores, candidates
+from services.sweeps.plan import PlannedTrial
+from training import SUBJECT_SLOT
+
+
+def trial_sheet(
+    store: Store,
+    record: SweepRecord,
+    dataset: DatasetVersion,
+    planned: PlannedTrial,
+    workers: int,
+) -> Image | None:
+    """All checkpoints of one trial at the first seed; None when none was scored."""
+    scored = candidates(store, record, (planned,), dataset, workers)
+    if not scored:
+        return None
+    base = base_scores(store, record, scored[0].score)
+    rows = [SheetRow("base model", base.row(base.folder))]
+    for candidate in scored:
+        folder = store.runs / candidate.trial / f"step-{candidate.step:06d}"
+        rows.append(
+            SheetRow(
+                f"step {candidate.step}, {candidate.views:.0f} views", candidate.score.row(folder)
+            )
+        )
+    subject = f"{dataset.trigger}, {dataset.class_word}"
+    prompts = [prompt.replace(SUBJECT_SLOT, subject) for prompt in record.config.scoring.prompts]
+    return contact_sheet(rows, prompts, [sample.path for sample in dataset.train])

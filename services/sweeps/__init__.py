@@ -1,0 +1,1 @@
+"""Sweeps before and after they run: planned, prepared, estimated, and read back from the store."""

@@ -1,0 +1,186 @@
+"""A sweep on disk: what was asked, and what its trials have left so far.
+
+`sweeps/<character>/<sweep>/sweep.json` in and out; candidates are read back from the trials'
+folders, so that a leaderboard or a report needs nothing but the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from captioning import DatasetVersion, Store, UserError, load_dataset, parse_config, write_atomic
+from services.sweeps.plan import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
+from services.sweeps.trial_files import SCORES_FILE
+from training import (
+    FAILED_FILE,
+    BaseFacts,
+    BaseScores,
+    Candidate,
+    Limits,
+    Score,
+    ScoringConfig,
+    list_checkpoints,
+    samples_per_step_at,
+    views_per_image,
+)
+
+SWEEP_FILE = "sweep.json"
+
+
+class SweepRecord(BaseModel):
+    """One sweep of one character on one dataset version and base."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sweep: str
+    character: str
+    dataset: str
+    base: str
+    base_hash: str
+    family: str
+    config: SweepConfig
+    trials: tuple[str, ...]
+    started: str  # ISO 8601, UTC
+
+
+def record_sweep(
+    store: Store, dataset: DatasetVersion, plan: SweepPlan, config: SweepConfig, base: BaseFacts
+) -> SweepRecord:
+    """Keep what was asked, and no more; a sweep that is asked for again becomes the newest one."""
+    record = SweepRecord(
+        sweep=plan.sweep,
+        character=dataset.character,
+        dataset=dataset.name,
+        base=base.source,
+        base_hash=base.content_hash,
+        family=base.family,
+        config=config,
+        trials=tuple(trial.trial for trial in plan.trials),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    file = sweep_dir(store, record) / SWEEP_FILE
+    write_atomic(file, (record.model_dump_json(indent=1, exclude_unset=True) + "\n").encode())
+    return record
+
+
+def sweep_dir(store: Store, record: SweepRecord) -> Path:
+    return store.sweeps / record.character / record.sweep
+
+
+@dataclass(frozen=True)
+class ScoredSweep:
+    """A sweep with what of it is scored so far, on the dataset version that it was run on."""
+
+    record: SweepRecord
+    dataset: DatasetVersion
+    plan: SweepPlan
+    candidates: list[Candidate]
+    unscored: str | None  # a newer sweep, of which nothing is
+
+
+def newest_scored(store: Store, character: str, workers: int) -> ScoredSweep:
+    """The sweep of the character that was started last, of those with a scored checkpoint.
+
+    Raises UserError when there is none. `workers`: see `candidates`.
+    """
+    records = sorted(sweeps(store, character), key=lambda record: record.started, reverse=True)
+    if not records:
+        raise UserError(
+            f"character {character}", "no sweep yet", f"run `lorafarm sweep {character}`"
+        )
+    for record in records:
+        dataset = dataset_of(store, record)
+        plan = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
+        if found := candidates(store, record, plan.trials, dataset, workers):
+            newer = None if record is records[0] else records[0].sweep
+            return ScoredSweep(record, dataset, plan, found, newer)
+    raise UserError(
+        f"sweep {records[0].sweep}",
+        "no scored checkpoint yet",
+        f"run the same `lorafarm sweep {character} --config ...` again; it goes on from what is "
+        "done",
+    )
+
+
+def sweeps(store: Store, character: str) -> Iterator[SweepRecord]:
+    """All sweeps of a character."""
+    for file in sorted((store.sweeps / character).glob(f"*/{SWEEP_FILE}")):
+        yield parse_config(SweepRecord, json.loads(file.read_text("utf-8")), str(file))
+
+
+def dataset_of(store: Store, record: SweepRecord) -> DatasetVersion:
+    """The dataset version the sweep was run on, verified."""
+    return load_dataset(store.datasets / record.character / record.dataset)
+
+
+def scores_dir(store: Store, record: SweepRecord) -> Path:
+    """Where the bare base's pictures and scores lie; sweeps of one character share them."""
+    return store.sweeps / record.character / "base"
+
+
+def candidates(
+    store: Store,
+    record: SweepRecord,
+    trials: tuple[PlannedTrial, ...],
+    dataset: DatasetVersion,
+    workers: int,
+) -> list[Candidate]:
+    """Every checkpoint of the sweep that was scored as the sweep asks for.
+
+    A batch is one worker's, so that `workers` decide what a step is in views, unless the checkpoint
+    says how many samples it had.
+
+    A trial that several sweeps share may still have the scores of another one.
+    """
+    wanted = _comparable(record.config.scoring)
+    found = []
+    for planned in trials:
+        network = planned.recipe.network
+        for checkpoint in list_checkpoints(store.runs / planned.trial):
+            if not (checkpoint.path / SCORES_FILE).exists():
+                continue
+            score = Score.load(checkpoint.path)
+            if _comparable(score.config) == wanted:
+                step = checkpoint.step
+                samples = samples_per_step_at(checkpoint.path)
+                pictures = len(dataset.train)
+                views = views_per_image(step, planned.recipe, pictures, workers, samples)
+                found.append(
+                    Candidate(
+                        planned.trial,
+                        step,
+                        network.rank,
+                        network.method,
+                        score,
+                        views,
+                        network.nested_ranks or (),
+                        planned.variant,
+                    )
+                )
+    return found
+
+
+def _comparable(config: ScoringConfig) -> ScoringConfig:
+    """The config without its limits, which judge scores and do not change them."""
+    return config.model_copy(update={"limits": Limits()})
+
+
+def failures(store: Store, trials: tuple[PlannedTrial, ...]) -> dict[str, str]:
+    """Trial to the error that ended it."""
+    found = {}
+    for planned in trials:
+        file = store.runs / planned.trial / FAILED_FILE
+        if file.exists():
+            found[planned.trial] = json.loads(file.read_text("utf-8"))["error"]
+    return found
+
+
+def base_scores(store: Store, record: SweepRecord, score: Score) -> BaseScores:
+    """The bare base's scores that `score` was measured against."""
+    return BaseScores.load(scores_dir(store, record) / score.base_key)

@@ -1,0 +1,53 @@
+"""Which optimiser states of a trial are kept: those of its best and of its last checkpoint.
+
+A trial's folder in, fewer bytes in it. Adapters, scores and pictures of all checkpoints stay, since
+any of them may win; only what training would go on from is deleted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.checkpoints import Checkpoint, drop_state, list_checkpoints
+from training.recipe import Recipe
+from training.scoring.prompts import Limits, ScoringConfig
+from training.scoring.scores import BaseScores
+from training.scoring.selection import Candidate, choose_winner
+
+
+def drop_other_states(
+    trial_dir: Path,
+    recipe: Recipe,
+    scoring: ScoringConfig | None = None,
+    base_scores: BaseScores | None = None,
+) -> None:
+    """Delete the states of all checkpoints but the last and the best one of those that have theirs.
+
+    The best is the one that `choose_winner` would choose of them by the limits of `scoring`, where
+    scores are comparable to `base_scores`; without scores only the last is kept. A whole sweep may
+    choose another one of the trial, since what is tied depends on the highest of all trials.
+    """
+    checkpoints = list_checkpoints(trial_dir)
+    with_state = [checkpoint for checkpoint in checkpoints if checkpoint.has_state]
+    best = None
+    if scoring is not None and base_scores is not None:
+        best = _best_step(with_state, recipe, scoring.limits, base_scores)
+    for checkpoint in with_state:
+        if checkpoint.step not in (best, checkpoints[-1].step):
+            drop_state(checkpoint)
+
+
+def _best_step(
+    checkpoints: list[Checkpoint], recipe: Recipe, limits: Limits, base_scores: BaseScores
+) -> int | None:
+    """None if none of them has a comparable score."""
+    from training.scoring.scorer import existing_score
+
+    network = recipe.network
+    scored = [(one.step, existing_score(one.path, base_scores)) for one in checkpoints]
+    candidates = [
+        Candidate("", step, network.rank, network.method, score)
+        for step, score in scored
+        if score is not None
+    ]
+    return choose_winner(candidates, limits).candidate.step if candidates else None

@@ -1,0 +1,1 @@
+"""Checkpoints judged: pictures from fixed prompts and seeds, measures, intervals, the choice."""
