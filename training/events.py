@@ -1,0 +1,216 @@
+"""What happens while trials are trained and scored, as typed events on their way to whoever watches.
+
+Frozen dataclasses, told apart by their literal `kind`. The workers send them, the driver hands them
+on in order; each can be written as one line of JSON and read back, so that a server can stream
+them. Sizes are in bytes, times in seconds unless a name says otherwise. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+
+from training.scoring.scores import Score
+
+_strict: Any = with_config(ConfigDict(extra="forbid"))
+
+
+@_strict
+@dataclass(frozen=True)
+class Waiting:
+    """No CPU or GPU is free for the worker group yet."""
+
+    found: str  # what is wanted and what is free, in a sentence
+    kind: Literal["waiting"] = "waiting"
+
+
+@_strict
+@dataclass(frozen=True)
+class Encoding:
+    """Pictures and captions are being encoded by the base's VAE and text encoders."""
+
+    done: int  # pictures
+    total: int
+    kind: Literal["encoding"] = "encoding"
+
+
+@_strict
+@dataclass(frozen=True)
+class Buckets:
+    """The aspect buckets into which the pictures fell."""
+
+    buckets: tuple[tuple[int, int, int], ...]  # (height in px, width in px, pictures)
+    kind: Literal["buckets"] = "buckets"
+
+
+@_strict
+@dataclass(frozen=True)
+class BaseScoring:
+    """The bare base, with which all checkpoints are compared, is being scored, or has been."""
+
+    state: Literal["running", "succeeded"]
+    kind: Literal["base_scoring"] = "base_scoring"
+
+
+@_strict
+@dataclass(frozen=True)
+class TrialStarted:
+    """A trial begins, or goes on from its last checkpoint."""
+
+    trial: str
+    step: int  # of that checkpoint; 0 at the beginning
+    steps: int  # in all
+    kind: Literal["trial_started"] = "trial_started"
+
+
+@_strict
+@dataclass(frozen=True)
+class StepTaken:
+    """One trial has taken one optimiser step; the fields are those of its row in metrics.jsonl."""
+
+    trial: str
+    step: int
+    steps: int  # in all
+    loss: float
+    lr: float
+    grad_norm: float | None  # before clipping; None for an overflowed fp16 step, which is skipped
+    step_ms: float  # of the whole pack
+    pack: int  # trials in it
+    images_per_s: float  # of this trial
+    pack_images_per_s: float
+    peak_device_bytes: int | None = None  # on CUDA: the peak of the step's tensors
+    resident_bytes: int | None = None  # on a CPU, which keeps no such count
+    kind: Literal["step_taken"] = "step_taken"
+
+
+@_strict
+@dataclass(frozen=True)
+class PackMeasured:
+    """What the trials of a pack and their base hold in memory; once of every pack."""
+
+    trials: tuple[str, ...]
+    slot_bytes: tuple[int, ...]  # of each trial: weights, gradients, the optimiser's state
+    base_bytes: int  # of the frozen denoiser in this worker
+    text_encoder_bytes: int  # of those that stay in memory for their adapters; else 0
+    kind: Literal["pack_measured"] = "pack_measured"
+
+
+@_strict
+@dataclass(frozen=True)
+class CompiledChecked:
+    """A step of compiled blocks was computed again uncompiled, and the gradients compared."""
+
+    difference: float | None  # the largest share of its length by which a part differs
+    kept: bool  # False: the base goes on uncompiled
+    error: str | None  # why nothing could be compiled
+    kind: Literal["compiled_checked"] = "compiled_checked"
+
+
+@_strict
+@dataclass(frozen=True)
+class MemorySplit:
+    """Memory ran out: these trials go on in smaller micro-batches, with the same samples a step."""
+
+    trials: tuple[str, ...]
+    effective_batch_size: int
+    effective_accumulation: int
+    found: str  # what was said of the lack
+    kind: Literal["memory_split"] = "memory_split"
+
+
+@_strict
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is whole on disk."""
+
+    trial: str
+    step: int
+    path: str  # its folder, as the worker names it
+    kind: Literal["checkpoint_saved"] = "checkpoint_saved"
+
+
+@_strict
+@dataclass(frozen=True)
+class CheckpointScored:
+    """A checkpoint has its score."""
+
+    trial: str
+    step: int
+    score: Score
+    seconds: float  # that the scoring took
+    kind: Literal["checkpoint_scored"] = "checkpoint_scored"
+
+
+@_strict
+@dataclass(frozen=True)
+class TrialSucceeded:
+    """All steps of a trial are taken, its checkpoints kept and scored."""
+
+    trial: str
+    step: int
+    kind: Literal["trial_succeeded"] = "trial_succeeded"
+
+
+@_strict
+@dataclass(frozen=True)
+class TrialFailed:
+    """A trial ended with an error; the others go on."""
+
+    trial: str
+    error: str
+    kind: Literal["trial_failed"] = "trial_failed"
+
+
+@_strict
+@dataclass(frozen=True)
+class TrialStopped:
+    """A trial was stopped on request; it goes on from its last checkpoint the next time."""
+
+    trial: str
+    kind: Literal["trial_stopped"] = "trial_stopped"
+
+
+@_strict
+@dataclass(frozen=True)
+class Stopping:
+    """The driver was asked to stop; the workers end what they are at."""
+
+    kind: Literal["stopping"] = "stopping"
+
+
+Event = (
+    Waiting
+    | Encoding
+    | Buckets
+    | BaseScoring
+    | TrialStarted
+    | StepTaken
+    | PackMeasured
+    | CompiledChecked
+    | MemorySplit
+    | CheckpointSaved
+    | CheckpointScored
+    | TrialSucceeded
+    | TrialFailed
+    | TrialStopped
+    | Stopping
+)
+OnEvent = Callable[[Event], None]
+
+# JSON has no infinity, and a difference of gradients may be one.
+_ANY: TypeAdapter[Event] = TypeAdapter(
+    Annotated[Event, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="strings")
+)
+
+
+def to_json_line(event: Event) -> str:
+    """The event as one line of JSON, without its newline."""
+    return _ANY.dump_json(event).decode()
+
+
+def from_json_line(line: str | bytes) -> Event:
+    """The event that `to_json_line` wrote. Raises pydantic's ValidationError for anything else."""
+    return _ANY.validate_json(line)
