@@ -196,7 +196,7 @@ def run_sweep(
         scoring=record.config.scoring,
         score_dir=str(scores_dir(home.store, record)),
         store=str(home.store.root),
-        max_slots=home.settings.trials_per_pack,
+        trials_per_pack=home.settings.trials_per_pack,
         gradient_checkpointing=home.settings.gradient_checkpointing,
         compile=home.settings.compile,
         strategy=home.settings.strategy,
