@@ -12,7 +12,6 @@ import yaml
 from rich.console import Console
 
 from captioning import DatasetVersion, UserError, load_config
-from services.cli.estimate import quantised_forms
 from services.coordinator.run import plan_config, prepare_sweep
 from services.farm.machine import GIB
 from services.farm.settings import Home, Settings, open_home
@@ -23,6 +22,7 @@ from services.sweeps.estimates import (
     change_that_fits,
 )
 from services.sweeps.measurements import MeasurementStore
+from services.sweeps.measuring import quantised_forms
 from services.sweeps.plan import SweepConfig, plan_sweep
 from training import STARTER_BASE, BaseFacts, Measurement, ProbeRequest, Recipe, base_facts
 
