@@ -34,8 +34,9 @@ def demo(
 def status(home: HomeOption = None) -> None:
     """What the farm holds: characters, dataset versions, sweeps, registered adapters."""
     from services.cli.status import print_status
+    from services.report.farm_status import farm_status
 
-    print_status(open_home(home), console)
+    print_status(farm_status(open_home(home)), console)
 
 
 def doctor(home: HomeOption = None) -> None:
