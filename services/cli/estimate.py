@@ -15,9 +15,10 @@ from captioning import UserError, load_config
 from services.cli.progress import Display
 from services.coordinator.run import plan_config, steps_done
 from services.datasets.versions import newest_dataset
+from services.farm.durations import duration
 from services.farm.machine import GIB, memory_bytes, uses_gpu
 from services.farm.settings import Home, Settings
-from services.sweeps.estimate_text import duration, gigabytes, pack_table, scoring_text, titles
+from services.sweeps.estimate_text import gigabytes, pack_table, scoring_text, titles
 from services.sweeps.estimates import (
     BasePrecision,
     Estimator,
@@ -64,7 +65,7 @@ def estimate_command(
     scoring_s = estimator.scoring_seconds(parsed.scoring)
     scoring = scoring_text(checkpoints_left(plan.trials, done), scoring_s)
     if len(known) == len(estimates):
-        console.print(f"training: {duration(sum(known))}; {scoring}")
+        console.print(f"training: {duration(sum(known), estimated=True)}; {scoring}")
     if workers > 1:
         console.print(f"one worker was measured: what {workers} exchange at a step is not in it")
     if home.settings.compile:

@@ -14,7 +14,7 @@ from services.cli.progress import Display, Step
 from services.sweeps.plan import PlannedTrial, SweepPlan
 
 # Events after which a trial's MLflow run is brought up to date.
-RECORDED_EVENTS = {"score": "running", "finished": "finished", "failed": "failed"}
+RECORDED_EVENTS = {"score": "running", "finished": "succeeded", "failed": "failed"}
 MB = 1e6
 # What `step` events tell of memory, in words; they have the one or the other.
 MEMORY = {

@@ -22,14 +22,14 @@ from services.farm.engine import ray_when_needed
 from services.farm.machine import memory_bytes, uses_gpu
 from services.farm.settings import Home
 from services.registry.registry import Registry
-from services.registry.trial_record import DatasetReference, TrialRecord
+from services.registry.trial_facts import DatasetReference, TrialFacts
 from services.registry.winner import Registered, register_winner
 from services.report.trial_sheet import trial_sheet
 from services.sweeps.class_sets import check_class_pictures, with_class_sets
 from services.sweeps.estimate_text import known_line
 from services.sweeps.estimates import Estimator, checkpoints_left
 from services.sweeps.files import (
-    SweepRecord,
+    AskedSweep,
     candidates,
     failures,
     record_sweep,
@@ -59,7 +59,7 @@ from training import (
 class Finished:
     """A sweep with its winner, exported and registered."""
 
-    record: SweepRecord
+    record: AskedSweep
     plan: SweepPlan
     dataset: DatasetVersion
     winner: Winner
@@ -87,7 +87,7 @@ def sweep_command(home: Home, character: str, config: Path | None, console: Cons
 class Prepared:
     """A sweep that was checked and planned: nothing about it is wrong that can be known before."""
 
-    record: SweepRecord
+    record: AskedSweep
     plan: SweepPlan
     dataset: DatasetVersion
     estimator: Estimator
@@ -180,7 +180,7 @@ def run_sweep(
     record, plan, dataset = prepared.record, prepared.plan, prepared.dataset
     registry = Registry(home.tracking_uri, home.artifacts)
     tags = {"base_hash": record.base_hash, "family": record.family, "dataset": dataset.name}
-    parent = registry.record.open_sweep(dataset.character, record.sweep, tags)
+    parent = registry.runs.open_sweep(dataset.character, record.sweep, tags)
     recorder = _Recorder(home, prepared, registry, parent)
     job = SweepJob(
         base=record.base,
@@ -232,7 +232,7 @@ def run_sweep(
             run_ids = recorder.finish(step)
     winner = _choose(home, prepared)
     registered = register_winner(home, record, dataset, winner, registry, run_ids, console)
-    registry.record.close_sweep(parent)
+    registry.runs.close_sweep(parent)
     return Finished(record, plan, dataset, winner, registered, registry)
 
 
@@ -285,9 +285,9 @@ class _Recorder:
         record, dataset = self._prepared.record, self._prepared.dataset
         trial_dir = self._home.store.runs / planned.trial
         scores = {step: read_measures(folder) for step, folder in step_folders(trial_dir).items()}
-        return self._registry.record.record_trial(
+        return self._registry.runs.record_trial(
             self._parent,
-            TrialRecord(
+            TrialFacts(
                 trial=planned.trial,
                 recipe=planned.recipe.model_dump(mode="json"),
                 dataset=DatasetReference(
@@ -315,7 +315,7 @@ class _Recorder:
         lost = failures(self._home.store, trials)
         run_ids = {}
         for done, planned in enumerate(trials, start=1):
-            state = "failed" if (planned.cut_of or planned.trial) in lost else "finished"
+            state = "failed" if (planned.cut_of or planned.trial) in lost else "succeeded"
             run_ids[planned.trial] = self.trial(planned, state)
             sheet = trial_sheet(
                 self._home.store,
@@ -325,6 +325,6 @@ class _Recorder:
                 self._home.settings.workers,
             )
             if sheet is not None:
-                self._registry.record.log_picture(run_ids[planned.trial], "contact-sheet", sheet)
+                self._registry.runs.log_picture(run_ids[planned.trial], "contact-sheet", sheet)
             step.advance_to(done, len(trials))
         return run_ids

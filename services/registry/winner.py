@@ -16,7 +16,7 @@ from services.cli.progress import Display
 from services.farm.settings import Home
 from services.registry.bundle import FORMATS, AdapterCard
 from services.registry.registry import CANDIDATE, PRODUCTION, Registry
-from services.sweeps.files import SweepRecord
+from services.sweeps.files import AskedSweep
 from services.sweeps.trial_files import read_measures
 from training import (
     Candidate,
@@ -51,7 +51,7 @@ class Registered:
 
 def register_winner(
     home: Home,
-    record: SweepRecord,
+    record: AskedSweep,
     dataset: DatasetVersion,
     winner: Winner,
     registry: Registry,
@@ -84,7 +84,7 @@ def register_winner(
 
 
 def export_both(
-    store: Store, record: SweepRecord, dataset: DatasetVersion, checkpoint: Path, sha256: str
+    store: Store, record: AskedSweep, dataset: DatasetVersion, checkpoint: Path, sha256: str
 ) -> tuple[ExportReport, ExportReport]:
     """The checkpoint as a kohya-named and as a diffusers file; made once per checkpoint.
 
@@ -154,7 +154,7 @@ def open_registry(home: Home) -> Registry:
 
 
 def _card(
-    record: SweepRecord,
+    record: AskedSweep,
     dataset: DatasetVersion,
     candidate: Candidate,
     checkpoint: Path,

@@ -6,14 +6,14 @@ from PIL.Image import Image
 
 from captioning import DatasetVersion, Store
 from services.report import SheetRow, contact_sheet
-from services.sweeps.files import SweepRecord, base_scores, candidates
+from services.sweeps.files import AskedSweep, base_scores, candidates
 from services.sweeps.plan import PlannedTrial
 from training import SUBJECT_SLOT
 
 
 def trial_sheet(
     store: Store,
-    record: SweepRecord,
+    record: AskedSweep,
     dataset: DatasetVersion,
     planned: PlannedTrial,
     workers: int,

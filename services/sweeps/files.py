@@ -33,7 +33,7 @@ from training import (
 SWEEP_FILE = "sweep.json"
 
 
-class SweepRecord(BaseModel):
+class AskedSweep(BaseModel):
     """One sweep of one character on one dataset version and base."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,9 +51,9 @@ class SweepRecord(BaseModel):
 
 def record_sweep(
     store: Store, dataset: DatasetVersion, plan: SweepPlan, config: SweepConfig, base: BaseFacts
-) -> SweepRecord:
+) -> AskedSweep:
     """Keep what was asked, and no more; a sweep that is asked for again becomes the newest one."""
-    record = SweepRecord(
+    record = AskedSweep(
         sweep=plan.sweep,
         character=dataset.character,
         dataset=dataset.name,
@@ -69,7 +69,7 @@ def record_sweep(
     return record
 
 
-def sweep_dir(store: Store, record: SweepRecord) -> Path:
+def sweep_dir(store: Store, record: AskedSweep) -> Path:
     return store.sweeps / record.character / record.sweep
 
 
@@ -77,7 +77,7 @@ def sweep_dir(store: Store, record: SweepRecord) -> Path:
 class ScoredSweep:
     """A sweep with what of it is scored so far, on the dataset version that it was run on."""
 
-    record: SweepRecord
+    record: AskedSweep
     dataset: DatasetVersion
     plan: SweepPlan
     candidates: list[Candidate]
@@ -108,25 +108,25 @@ def newest_scored(store: Store, character: str, workers: int) -> ScoredSweep:
     )
 
 
-def sweeps(store: Store, character: str) -> Iterator[SweepRecord]:
+def sweeps(store: Store, character: str) -> Iterator[AskedSweep]:
     """All sweeps of a character."""
     for file in sorted((store.sweeps / character).glob(f"*/{SWEEP_FILE}")):
-        yield parse_config(SweepRecord, json.loads(file.read_text("utf-8")), str(file))
+        yield parse_config(AskedSweep, json.loads(file.read_text("utf-8")), str(file))
 
 
-def dataset_of(store: Store, record: SweepRecord) -> DatasetVersion:
+def dataset_of(store: Store, record: AskedSweep) -> DatasetVersion:
     """The dataset version the sweep was run on, verified."""
     return load_dataset(store.datasets / record.character / record.dataset)
 
 
-def scores_dir(store: Store, record: SweepRecord) -> Path:
+def scores_dir(store: Store, record: AskedSweep) -> Path:
     """Where the bare base's pictures and scores lie; sweeps of one character share them."""
     return store.sweeps / record.character / "base"
 
 
 def candidates(
     store: Store,
-    record: SweepRecord,
+    record: AskedSweep,
     trials: tuple[PlannedTrial, ...],
     dataset: DatasetVersion,
     workers: int,
@@ -181,6 +181,6 @@ def failures(store: Store, trials: tuple[PlannedTrial, ...]) -> dict[str, str]:
     return found
 
 
-def base_scores(store: Store, record: SweepRecord, score: Score) -> BaseScores:
+def base_scores(store: Store, record: AskedSweep, score: Score) -> BaseScores:
     """The bare base's scores that `score` was measured against."""
     return BaseScores.load(scores_dir(store, record) / score.base_key)

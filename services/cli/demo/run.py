@@ -20,10 +20,10 @@ from captioning import load_config, write_atomic
 from services.cli.leaderboard import print_leaderboard
 from services.coordinator.run import Finished, prepare_sweep, run_sweep
 from services.datasets.steps import add_pictures, caption_pictures, freeze_dataset
+from services.farm.durations import duration
 from services.farm.engine import ray_when_needed
 from services.farm.settings import Home, open_home
 from services.report import character_sheet
-from services.report.page import duration
 from services.report.sweep_report import character_report, write_report
 from services.sweeps.plan import SweepConfig
 
