@@ -1,4 +1,4 @@
-"""What happens while trials are trained and scored, as typed events on their way to whoever watches.
+"""What happens while trials are trained and scored, as typed events for whoever watches.
 
 Frozen dataclasses, told apart by their literal `kind`. The workers send them, the driver hands them
 on in order; each can be written as one line of JSON and read back, so that a server can stream

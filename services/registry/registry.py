@@ -30,7 +30,7 @@ from services.registry.bundle import (
     format_of,
 )
 from services.registry.mlflow_runs import MlflowRuns
-from services.registry.mlflow_store import open_client, store_lock
+from services.registry.mlflow_store import database_file, open_client, store_lock
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -52,6 +52,8 @@ class Registry:
         self._tracking_uri = tracking_uri
         self._client = open_client(tracking_uri, artifacts)
         is_database = not tracking_uri.startswith(("http:", "https:"))
+        #: Whether two commands cannot move aliases at once; see `store_lock`.
+        self.has_lock = database_file(tracking_uri) is not None
         self.runs = MlflowRuns(self._client, artifacts if is_database else None)
 
     def register(self, name: str, run_id: str, files: Mapping[str, Path], card: AdapterCard) -> int:

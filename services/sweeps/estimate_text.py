@@ -1,6 +1,6 @@
-"""Estimates in words: a table for `lorafarm estimate`, and a line for a sweep that begins.
+"""Estimates in words, for `lorafarm estimate` and for a sweep that begins.
 
-Estimates in, text out. Never measures anything.
+Estimates in, text out; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -8,30 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from services.farm.durations import duration
 from services.sweeps.estimates import PackEstimate
 from services.sweeps.plan import PlannedTrial
-from training import views_per_image
 
 GB = 1e9
-
-
-def pack_table(estimates: Sequence[PackEstimate], pictures: int, workers: int) -> Table:
-    """One row per pack."""
-    table = Table("pack", "steps left", "views of each picture", "s per step", "training", "memory")
-    for estimate in estimates:
-        measured, seconds = estimate.measured, estimate.seconds
-        table.add_row(
-            titles(estimate.trials),
-            str(estimate.steps),
-            _views(estimate.trials, pictures, workers),
-            f"{measured.step_s:.2g}" if measured else "",
-            duration(seconds, estimated=True) if seconds is not None else "",
-            gigabytes(measured.peak_bytes) if measured else "does not fit",
-        )
-    return table
 
 
 def titles(trials: Sequence[PlannedTrial]) -> str:
@@ -41,12 +22,6 @@ def titles(trials: Sequence[PlannedTrial]) -> str:
     return ", ".join(
         title if count == 1 else f"{count} × {title}" for title, count in counts.items()
     )
-
-
-def _views(trials: Sequence[PlannedTrial], pictures: int, workers: int) -> str:
-    views = sorted(views_per_image(t.recipe.steps, t.recipe, pictures, workers) for t in trials)
-    few, many = f"{views[0]:.0f}", f"{views[-1]:.0f}"
-    return few if few == many else f"{few} to {many}"
 
 
 def gigabytes(count: int) -> str:
@@ -82,7 +57,7 @@ def known_line(
 
 
 def scoring_text(checkpoints: int, scoring_s: float | None) -> str:
-    """Of the checkpoints that are still to be scored."""
+    """How long the checkpoints take that are still to be scored."""
     if scoring_s is None:
         return f"scoring {checkpoints} checkpoints not included: no sweep has measured it yet"
     scoring = duration(checkpoints * scoring_s, estimated=True)

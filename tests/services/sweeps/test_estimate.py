@@ -12,8 +12,7 @@ import yaml
 from rich.console import Console
 
 from captioning import DatasetVersion, UserError, load_config
-from services.cli.estimate import quantised_forms
-from services.coordinator.run import plan_config, prepare_sweep
+from services.cli.sweep import print_prepared
 from services.farm.durations import duration
 from services.farm.machine import GIB
 from services.farm.settings import Home, Settings, open_home
@@ -24,7 +23,9 @@ from services.sweeps.estimates import (
     change_that_fits,
 )
 from services.sweeps.measurements import MeasurementStore
+from services.sweeps.measuring import quantised_forms
 from services.sweeps.plan import SweepConfig, plan_sweep
+from services.sweeps.prepare import plan_config, prepare_sweep
 from training import STARTER_BASE, BaseFacts, Measurement, ProbeRequest, Recipe, base_facts
 
 SWEEP = """
@@ -220,7 +221,8 @@ def test_a_sweep_begins_with_what_is_known(
 
     def said() -> str:
         stream = io.StringIO()
-        prepare_sweep(home, dataset, config, "test", Console(file=stream, width=200))
+        prepared = prepare_sweep(home, dataset, config, "test")
+        print_prepared(prepared, Console(file=stream, width=200))
         return stream.getvalue()
 
     assert "estimated" not in said()
