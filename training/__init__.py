@@ -63,12 +63,19 @@ from training.scoring.prompts import SUBJECT_SLOT, Limits, ScoringConfig
 from training.scoring.sampling import sample
 from training.scoring.scorer import score_base, score_checkpoint
 from training.scoring.scores import BaseScores, Score
-from training.scoring.selection import Candidate, Winner, approximation, choose_winner
+from training.scoring.selection import (
+    METHOD_NAMES,
+    Candidate,
+    Winner,
+    approximation,
+    choose_winner,
+)
 
 __all__ = [
     "ADVISED_VIEWS",
     "FAILED_FILE",
     "FAMILIES",
+    "METHOD_NAMES",
     "STARTER_BASE",
     "SUBJECT_SLOT",
     "Base",

@@ -11,8 +11,9 @@ from rich.table import Table
 from captioning import load_config
 from services.cli.progress import Display
 from services.datasets.versions import newest_dataset
+from services.farm.durations import duration
 from services.farm.settings import Home
-from services.sweeps.estimate_text import duration, gigabytes, scoring_text, titles
+from services.sweeps.estimate_text import gigabytes, scoring_text, titles
 from services.sweeps.measuring import MeasuredSweep, TooLarge, measure_sweep
 from services.sweeps.plan import PlannedTrial, SweepConfig
 from training import views_per_image
@@ -44,7 +45,7 @@ def print_estimate(measured: MeasuredSweep, console: Console) -> None:
     known = [pack.seconds for pack in measured.packs if pack.seconds is not None]
     if len(known) == len(measured.packs):
         scoring = scoring_text(measured.checkpoints, measured.scoring_s)
-        console.print(f"training: {duration(sum(known))}; {scoring}")
+        console.print(f"training: {duration(sum(known), estimated=True)}; {scoring}")
     for sentence in measured.not_counted:
         console.print(sentence)
     for too_large in measured.too_large:
@@ -60,7 +61,7 @@ def _pack_table(measured: MeasuredSweep) -> Table:
             str(pack.steps),
             _views(pack.trials, measured.pictures, measured.workers),
             f"{found.step_s:.2g}" if found else "",
-            duration(seconds) if seconds is not None else "",
+            duration(seconds, estimated=True) if seconds is not None else "",
             gigabytes(found.peak_bytes) if found else "does not fit",
         )
     return table

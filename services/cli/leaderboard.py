@@ -30,7 +30,7 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
     if sweep.unscored:
         console.print(
             f"[yellow]note:[/] nothing of the newest sweep, {sweep.unscored}, is scored yet; this "
-            f"is {sweep.record.sweep} of {sweep.record.started}"
+            f"is {sweep.asked.sweep} of {sweep.asked.started}"
         )
     print_leaderboard(found.winner, console)
     if report is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from services.farm.progress import Step
 from services.farm.settings import Home
 from services.registry.registry import Registry
-from services.registry.trial_record import DatasetReference, TrialRecord
+from services.registry.trial_facts import DatasetReference, TrialFacts
 from services.report.trial_sheet import trial_sheet
 from services.sweeps.files import failures
 from services.sweeps.plan import PlannedTrial
@@ -27,7 +27,7 @@ class Recorder:
         tags = {"base_hash": asked.base_hash, "family": asked.family, "dataset": asked.dataset}
         self._home, self._prepared, self._registry = home, prepared, registry
         self._trials = {planned.trial: planned for planned in prepared.plan.trials}
-        self._sweep_run = registry.record.open_sweep(asked.character, asked.sweep, tags)
+        self._sweep_run = registry.runs.open_sweep(asked.character, asked.sweep, tags)
 
     def __call__(self, event: Event) -> None:
         """Record the trial that the event is about, if it has something new to record."""
@@ -54,22 +54,22 @@ class Recorder:
                 self._home.store, asked, dataset, planned, self._home.settings.workers
             )
             if sheet is not None:
-                self._registry.record.log_picture(run_ids[planned.trial], "contact-sheet", sheet)
+                self._registry.runs.log_picture(run_ids[planned.trial], "contact-sheet", sheet)
             step.advance_to(done, len(trials))
         return run_ids
 
     def close(self) -> None:
         """Mark the sweep's run as succeeded."""
-        self._registry.record.close_sweep(self._sweep_run)
+        self._registry.runs.close_sweep(self._sweep_run)
 
     def _record(self, planned: PlannedTrial, state: str) -> str:
         """Bring one trial's run up to its folder and return the run id."""
         asked, dataset = self._prepared.asked, self._prepared.dataset
         trial_dir = self._home.store.runs / planned.trial
         scores = {step: read_measures(folder) for step, folder in step_folders(trial_dir).items()}
-        return self._registry.record.record_trial(
+        return self._registry.runs.record_trial(
             self._sweep_run,
-            TrialRecord(
+            TrialFacts(
                 trial=planned.trial,
                 recipe=planned.recipe.model_dump(mode="json"),
                 dataset=DatasetReference(

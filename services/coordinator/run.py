@@ -18,7 +18,7 @@ from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
 from services.registry.registry import Registry
 from services.registry.winner import Registered, register_winner
-from services.sweeps.files import SweepRecord, candidates, failures, scores_dir, sweep_dir
+from services.sweeps.files import AskedSweep, candidates, failures, scores_dir, sweep_dir
 from services.sweeps.plan import PlannedTrial, SweepPlan
 from services.sweeps.prepare import PreparedSweep, steps_done
 from training import (
@@ -37,7 +37,7 @@ from training import (
 class FinishedSweep:
     """A sweep with its winner, exported and registered."""
 
-    asked: SweepRecord
+    asked: AskedSweep
     plan: SweepPlan
     dataset: DatasetVersion
     winner: Winner

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from services.registry.trial_record import public_value
+from services.registry.trial_facts import public_value
 from services.sweeps.trial_files import Measures
 
 CARD_FILE = "adapter.json"

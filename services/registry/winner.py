@@ -15,7 +15,7 @@ from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
 from services.registry.bundle import FORMATS, AdapterCard, AdapterVersion
 from services.registry.registry import CANDIDATE, PRODUCTION, Registry
-from services.sweeps.files import SweepRecord
+from services.sweeps.files import AskedSweep
 from training import (
     Candidate,
     ExportReport,
@@ -49,7 +49,7 @@ class Registered:
 
 def register_winner(
     home: Home,
-    asked: SweepRecord,
+    asked: AskedSweep,
     dataset: DatasetVersion,
     winner: Winner,
     registry: Registry,
@@ -82,7 +82,7 @@ def register_winner(
 
 
 def export_both(
-    store: Store, asked: SweepRecord, dataset: DatasetVersion, checkpoint: Path, sha256: str
+    store: Store, asked: AskedSweep, dataset: DatasetVersion, checkpoint: Path, sha256: str
 ) -> tuple[ExportReport, ExportReport]:
     """The checkpoint as a kohya-named and as a diffusers file; made once per checkpoint.
 
@@ -178,7 +178,7 @@ def open_registry(home: Home) -> Registry:
 
 
 def _card(
-    asked: SweepRecord, dataset: DatasetVersion, candidate: Candidate, sha256: str
+    asked: AskedSweep, dataset: DatasetVersion, candidate: Candidate, sha256: str
 ) -> AdapterCard:
     return AdapterCard(
         character=asked.character,

@@ -21,11 +21,11 @@ from services.sweeps.trial_files import (
     read_samples,
     step_folders,
 )
+from training import METHOD_NAMES
 
 # A picture is a file, or already in memory.
 Picture = Path | Image.Image
 
-METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA"}
 # Of two trials with one title, this much of the id tells them apart.
 SHORT_ID = 5
 

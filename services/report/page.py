@@ -16,6 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from captioning import write_atomic
+from services.farm.durations import duration
 from services.report.data import CharacterReport, ExportedFile, ReportData, TrialResult
 from services.report.leaderboard import LeaderboardRow, leaderboard_rows
 from services.report.pictures import WebPicture, web_picture
@@ -102,17 +103,6 @@ def build_report(data: ReportData, out: Path) -> Path:
     )
     write_atomic(out, page.encode("utf-8"))
     return out
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "48 s", "12 min 05 s", "3 h 20 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def file_size(size_bytes: int) -> str:

@@ -8,20 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from services.farm.durations import duration
 from services.sweeps.estimates import PackEstimate
 from services.sweeps.plan import PlannedTrial
 
 GB = 1e9
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 45 s, 12 min, 3 h 20 min; two figures are all that an estimate is worth."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def titles(trials: Sequence[PlannedTrial]) -> str:
@@ -54,7 +45,7 @@ def known_line(
             f"{unknown if seconds else 'this sweep'}: `lorafarm estimate` does, in a few steps"
         )
     peak = max(estimate.measured.peak_bytes for estimate in estimates if estimate.measured)
-    training = duration(sum(seconds))
+    training = duration(sum(seconds), estimated=True)
     packs = "1 pack" if len(estimates) == 1 else f"{len(estimates)} packs one after the other"
     line = (
         f"estimated: {training} of training ({packs}, {gigabytes(peak)} of memory), "
@@ -69,4 +60,5 @@ def scoring_text(checkpoints: int, scoring_s: float | None) -> str:
     """How long the checkpoints take that are still to be scored."""
     if scoring_s is None:
         return f"scoring {checkpoints} checkpoints not included: no sweep has measured it yet"
-    return f"{duration(checkpoints * scoring_s)} of scoring ({checkpoints} checkpoints)"
+    scoring = duration(checkpoints * scoring_s, estimated=True)
+    return f"{scoring} of scoring ({checkpoints} checkpoints)"

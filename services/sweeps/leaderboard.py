@@ -28,4 +28,4 @@ def leaderboard(home: Home, character: str) -> Leaderboard:
     """
     load_character(home.store, character)
     sweep = newest_scored(home.store, character, home.settings.workers)
-    return Leaderboard(sweep, choose_winner(sweep.candidates, sweep.record.config.scoring.limits))
+    return Leaderboard(sweep, choose_winner(sweep.candidates, sweep.asked.config.scoring.limits))

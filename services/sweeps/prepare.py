@@ -13,7 +13,7 @@ from services.farm.machine import memory_bytes
 from services.farm.settings import Home
 from services.sweeps.class_sets import check_class_pictures, with_class_sets
 from services.sweeps.estimates import Estimator, PackEstimate, checkpoints_left
-from services.sweeps.files import SweepRecord, record_sweep
+from services.sweeps.files import AskedSweep, record_sweep
 from services.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
 from services.sweeps.trial_files import step_folders
 from services.sweeps.unused_settings import refuse_unused
@@ -50,7 +50,7 @@ class SweepEstimate:
 class PreparedSweep:
     """A sweep that was checked and planned."""
 
-    asked: SweepRecord
+    asked: AskedSweep
     plan: SweepPlan
     dataset: DatasetVersion
     warnings: tuple[str, ...]  # what the person should know about the search, in sentences

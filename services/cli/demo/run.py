@@ -21,11 +21,11 @@ from services.cli.leaderboard import print_leaderboard
 from services.cli.sweep import print_prepared, watched_sweep
 from services.coordinator.run import FinishedSweep
 from services.datasets.steps import add_pictures, caption_pictures, freeze_dataset
+from services.farm.durations import duration
 from services.farm.engine import ray_when_needed
 from services.farm.settings import Home, open_home
 from services.registry.winner import promote
 from services.report import character_sheet
-from services.report.page import duration
 from services.report.sweep_report import character_report, write_report
 from services.sweeps.plan import SweepConfig
 from services.sweeps.prepare import prepare_sweep

@@ -13,8 +13,9 @@ import report_examples as examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.farm.durations import duration
 from services.report import CheckpointResult, ReportData, WinnerChoice, build_report
-from services.report.page import duration, file_size, range_bar
+from services.report.page import file_size, range_bar
 from services.sweeps.trial_files import Interval
 
 VOID = {"meta", "img", "source", "line"}
