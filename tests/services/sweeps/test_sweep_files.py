@@ -44,7 +44,7 @@ def test_a_sweep_that_failed_hides_none_that_is_scored(
 
 
 class Clock:
-    """Of another hour than the clock before: sweeps are dated to the second."""
+    """A clock that stands at a given hour, since sweeps are dated to the second."""
 
     def __init__(self, hour: int) -> None:
         self._hour = hour
