@@ -19,8 +19,8 @@ from captioning import write_atomic
 from training.families import Base
 from training.frozen.sharding import held_bytes
 from training.pack.pack import Pack
+from training.trial_files import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 Row = dict[str, Any]
 
 

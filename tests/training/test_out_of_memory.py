@@ -18,9 +18,10 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.families import Base, load_base
 from training.loop import train, train_pack
-from training.micro_batches import EFFECTIVE_FILE, OutOfMemory
+from training.micro_batches import OutOfMemory
 from training.pack.slot import Trial
 from training.recipe import Recipe
+from training.trial_files import EFFECTIVE_FILE
 
 MakeCache = Callable[..., LatentCache]
 TOLERANCE = 1e-5
