@@ -19,9 +19,8 @@ from training.events import MemorySplit
 from training.pack.pack import Pack
 from training.pack.slot import Slot
 from training.recipe import Recipe
+from training.trial_files import ACCUMULATION, BATCH_SIZE, EFFECTIVE_FILE
 
-EFFECTIVE_FILE = "effective_batch.json"
-BATCH_SIZE, ACCUMULATION = "effective_batch_size", "effective_accumulation"
 # What PyTorch's CPU allocator says (c10/core/impl/alloc_cpu.cpp), and C++ where it is not asked.
 _CPU_WORDS = ("DefaultCPUAllocator", "bad_alloc")
 # All that oneDNN says when it finds no memory for the code of a convolution.

@@ -21,6 +21,7 @@ from training import (
     ExportReport,
     Winner,
     approximation,
+    checkpoint_dir,
     export_adapter,
     load_base,
     load_checkpoint,
@@ -62,7 +63,7 @@ def register_winner(
     registered.
     """
     candidate = winner.candidate
-    checkpoint = home.store.runs / candidate.trial / f"step-{candidate.step:06d}"
+    checkpoint = checkpoint_dir(home.store.runs / candidate.trial, candidate.step)
     sha256 = content_hash(checkpoint / "adapter.safetensors")
     name = f"{asked.character}.{asked.family}"
     with progress.step(f"{asked.character}: winner exported and verified"):
@@ -114,7 +115,7 @@ def exports_of(
     store: Store, character: str, candidate: Candidate
 ) -> tuple[tuple[Path, ExportReport], ...]:
     """The exported files of a checkpoint, each with its folder; empty when it was not exported."""
-    checkpoint = store.runs / candidate.trial / f"step-{candidate.step:06d}"
+    checkpoint = checkpoint_dir(store.runs / candidate.trial, candidate.step)
     sha256 = content_hash(checkpoint / "adapter.safetensors")
     folder = store.adapters / character / sha256[:16]
     return tuple((folder, report) for report in _read_exports(folder) or ())

@@ -120,8 +120,8 @@ def _captioned(samples: tuple[Sample, ...]) -> tuple[CaptionedPicture, ...]:
 
 
 def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> TrialResult:
-    failed = {
-        standing.candidate.step: standing.failed_guards
+    standings = {
+        standing.candidate.step: standing
         for standing in winner.table
         if standing.candidate.trial == planned.trial
     }
@@ -134,7 +134,7 @@ def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> 
         rank=network.rank,
         variant=planned.variant,
         note=approximation(network.nested_ranks) if network.nested_ranks else "",
-        failed_guards=failed,
+        standings=standings,
         views_per_step=views_per_image(
             1, planned.recipe, pictures, home.settings.workers, begun_with(trial_dir)
         ),

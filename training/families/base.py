@@ -25,8 +25,6 @@ from training.objective import Diffusion, FlowMatching, FlowShift, Objective
 if TYPE_CHECKING:
     from training.compiled import CompiledBlocks
 
-STARTER_BASE: Path = Path(__file__).resolve().parent.parent / "starter"
-
 # What AutoencoderKL assumes when its config does not say.
 SD1_SCALING_FACTOR = 0.18215
 
