@@ -17,9 +17,7 @@ from training.out_of_memory import free_cached
 from training.pack.pack import Pack
 from training.pack.slot import Slot
 from training.recipe import Recipe
-
-EFFECTIVE_FILE = "effective_batch.json"
-BATCH_SIZE, ACCUMULATION = "effective_batch_size", "effective_accumulation"
+from training.trial_files import ACCUMULATION, BATCH_SIZE, EFFECTIVE_FILE
 
 
 class OutOfMemory(UserError):

@@ -1,32 +1,22 @@
-"""`lorafarm estimate`: what a sweep would take on this machine, before it is started.
-
-A sweep file in; a table, and the change that makes a pack fit, out. Measures what is not known yet.
-"""
+"""Shows what a sweep would take: a row per pack, and the change that makes a pack fit."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
-from captioning import UserError, load_config
+from captioning import load_config
 from services.cli.progress import Display
-from services.coordinator.run import plan_config, steps_done
 from services.datasets.versions import newest_dataset
-from services.farm.machine import GIB, memory_bytes, uses_gpu
-from services.farm.settings import Home, Settings
-from services.sweeps.estimate_text import duration, gigabytes, pack_table, scoring_text, titles
-from services.sweeps.estimates import (
-    BasePrecision,
-    Estimator,
-    PackEstimate,
-    change_that_fits,
-    checkpoints_left,
-    fits,
-)
-from services.sweeps.plan import SweepConfig
+from services.farm.durations import duration
+from services.farm.settings import Home
+from services.sweeps.estimate_text import gigabytes, scoring_text, titles
+from services.sweeps.measuring import MeasuredSweep, TooLarge, measure_sweep
+from services.sweeps.plan import PlannedTrial, SweepConfig
+from training import views_per_image
 
 
 def estimate_command(
@@ -37,97 +27,60 @@ def estimate_command(
     again: bool,
     console: Console,
 ) -> bool:
-    """Print the estimate of every pack; False if one of them does not fit.
-
-    `memory_gib`: judge by this much memory of a worker in place of this machine's. `again`: measure
-    what is known too.
-    """
+    """`lorafarm estimate`: print the estimate of every pack; False if one of them does not fit."""
     parsed = load_config(SweepConfig, config) if config else SweepConfig()
-    dataset = newest_dataset(home, character, console)
     source = str(config) if config else "the default sweep"
-    base, plan, parsed = plan_config(home, dataset, parsed, source)
-    given = None if memory_gib is None else round(memory_gib * GIB)
-    here = memory_bytes(home.settings)
-    if here is None:
-        raise UserError(
-            "settings.yaml: use_gpu",
-            "is true, and there is no CUDA device in this machine to measure on",
-            "run the command on a machine of the cluster that has one",
+    with Display(console) as display:
+        dataset = newest_dataset(home, character, display)
+        measured = measure_sweep(
+            home, dataset, parsed, source, memory_gib=memory_gib, again=again, progress=display
         )
-    limit = here if given is None else given
-    estimator = Estimator(home, base, given)
-    done = steps_done(home, plan)
-    estimates = _measured(estimator, estimator.packs(plan.trained, done), again, console)
-    workers = home.settings.workers
-    console.print(pack_table(estimates, len(dataset.train), workers))
-    known = [estimate.seconds for estimate in estimates if estimate.seconds is not None]
-    scoring_s = estimator.scoring_seconds(parsed.scoring)
-    scoring = scoring_text(checkpoints_left(plan.trials, done), scoring_s)
-    if len(known) == len(estimates):
-        console.print(f"training: {duration(sum(known))}; {scoring}")
-    if workers > 1:
-        console.print(f"one worker was measured: what {workers} exchange at a step is not in it")
-    if home.settings.compile:
-        console.print("what compiling takes, a minute or more per pack, is not in it")
-    if home.settings.strategy != "ddp":
-        console.print(
-            f"the whole base was measured, of which each worker holds 1/{workers}: it takes less"
+    print_estimate(measured, console)
+    return measured.fits
+
+
+def print_estimate(measured: MeasuredSweep, console: Console) -> None:
+    """A table of the packs, the whole time, what is left out, and the advice."""
+    console.print(_pack_table(measured))
+    known = [pack.seconds for pack in measured.packs if pack.seconds is not None]
+    if len(known) == len(measured.packs):
+        scoring = scoring_text(measured.checkpoints, measured.scoring_s)
+        console.print(f"training: {duration(sum(known), estimated=True)}; {scoring}")
+    for sentence in measured.not_counted:
+        console.print(sentence)
+    for too_large in measured.too_large:
+        _print_advice(too_large, measured.limit_bytes, console)
+
+
+def _pack_table(measured: MeasuredSweep) -> Table:
+    table = Table("pack", "steps left", "views of each picture", "s per step", "training", "memory")
+    for pack in measured.packs:
+        found, seconds = pack.measured, pack.seconds
+        table.add_row(
+            titles(pack.trials),
+            str(pack.steps),
+            _views(pack.trials, measured.pictures, measured.workers),
+            f"{found.step_s:.2g}" if found else "",
+            duration(seconds, estimated=True) if seconds is not None else "",
+            gigabytes(found.peak_bytes) if found else "does not fit",
         )
-    if home.settings.share_optimizers:
-        console.print(
-            "all optimiser states were measured, of which each worker keeps those of its part of "
-            "a pack's trials: it takes less"
-        )
-    lacking = [estimate for estimate in estimates if not fits(estimate.measured, limit)]
-    for estimate in lacking:
-        _advise(estimator, estimate, limit, home.settings, console)
-    return not lacking
+    return table
 
 
-def _measured(
-    estimator: Estimator, estimates: list[PackEstimate], again: bool, console: Console
-) -> list[PackEstimate]:
-    """The estimates with a measurement each, but for packs that ran out of memory."""
-    unknown = [estimate for estimate in estimates if again or estimate.measured is None]
-    if not unknown:
-        return estimates
-    measured = {}
-    with Display(console) as display, display.step("a few steps of each pack measured") as step:
-        for number, estimate in enumerate(unknown, start=1):
-            measured[estimate.request] = estimator.measure(estimate.request, again)
-            step.advance_to(number, len(unknown))
-    return [
-        replace(estimate, measured=measured.get(estimate.request, estimate.measured))
-        for estimate in estimates
-    ]
+def _views(trials: Sequence[PlannedTrial], pictures: int, workers: int) -> str:
+    views = sorted(views_per_image(t.recipe.steps, t.recipe, pictures, workers) for t in trials)
+    few, many = f"{views[0]:.0f}", f"{views[-1]:.0f}"
+    return few if few == many else f"{few} to {many}"
 
 
-def quantised_forms(settings: Settings) -> tuple[BasePrecision, ...]:
-    """The forms of the base that would take less of an accelerator's memory, the larger first.
-
-    On a CPU none: the base is whole in the very memory while it is read.
-    """
-    if not uses_gpu(settings) or settings.strategy != "ddp" or find_spec("bitsandbytes") is None:
-        return ()
-    return "int8", "nf4"
-
-
-def _advise(
-    estimator: Estimator,
-    estimate: PackEstimate,
-    limit: int,
-    settings: Settings,
-    console: Console,
-) -> None:
+def _print_advice(too_large: TooLarge, limit_bytes: int, console: Console) -> None:
     """Say by what change the pack would fit."""
-    title = titles(estimate.trials)
-    needs = gigabytes(estimate.measured.peak_bytes) if estimate.measured else "more"
+    pack, change = too_large.pack, too_large.change
+    needs = gigabytes(pack.measured.peak_bytes) if pack.measured else "more"
     console.print(
-        f"[red]{title}: does not fit:[/] it needs {needs}, and {gigabytes(limit)} are there"
+        f"[red]{titles(pack.trials)}: does not fit:[/] it needs {needs}, and "
+        f"{gigabytes(limit_bytes)} are there"
     )
-    with Display(console) as display, display.step("changes tried"):
-        forms = quantised_forms(settings)
-        change = change_that_fits(estimate.request, limit, estimator.measure, forms)
     if change is None:
         console.print(
             "  no smaller batch or rank fits, with gradient checkpointing either: lower "

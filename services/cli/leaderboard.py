@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.farm.settings import Home
-from services.sweeps.files import newest_scored
-from training import Candidate, Interval, Winner, approximation, choose_winner
+from services.sweeps.leaderboard import leaderboard
+from training import Candidate, Interval, Winner, approximation
 
 SHORT_HEADINGS = {
     "fid.": "prompt fidelity",
@@ -24,18 +24,15 @@ SHORT_HEADINGS = {
 
 
 def leaderboard_command(home: Home, character: str, report: Path | None, console: Console) -> None:
-    """`lorafarm leaderboard`: the newest scored sweep as it stands on disk, finished or not."""
-    from captioning import load_character
-
-    load_character(home.store, character)
-    sweep = newest_scored(home.store, character, home.settings.workers)
+    """`lorafarm leaderboard`: the newest scored sweep, and its report where a file is named."""
+    found = leaderboard(home, character)
+    sweep = found.sweep
     if sweep.unscored:
         console.print(
             f"[yellow]note:[/] nothing of the newest sweep, {sweep.unscored}, is scored yet; this "
-            f"is {sweep.record.sweep} of {sweep.record.started}"
+            f"is {sweep.asked.sweep} of {sweep.asked.started}"
         )
-    winner = choose_winner(sweep.candidates, sweep.record.config.scoring.limits)
-    print_leaderboard(winner, console)
+    print_leaderboard(found.winner, console)
     if report is not None:
         from services.report.sweep_report import write_report
 

@@ -1,16 +1,17 @@
-"""Progress for the person at the terminal: live bars there, one line per finished step in a log.
+"""Progress at the terminal: live bars there, one line per finished step in a log.
 
-Takes (done, total) calls from the rooms and sweep events; never decides anything.
+This is the `Progress` of `services.farm.progress` for a person who watches; it decides nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,8 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-ProgressCallback = Callable[[int, int], None]
+from services.farm.progress import Tone
 
+STYLES: dict[Tone, str] = {"plain": "", "warning": "yellow", "error": "red"}
 # In a log without a terminal a long step says this often that it is alive.
 LOG_INTERVAL_S = 30.0
 
@@ -59,9 +61,9 @@ class Display:
     ) -> None:
         self._progress.stop()
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, tone: Tone = "plain") -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False)
+        self.console.print(f"  {text}", style=STYLES[tone], markup=False, highlight=False)
 
     @contextmanager
     def step(self, title: str, total: int | None = None) -> Iterator[Step]:
@@ -71,11 +73,12 @@ class Display:
             yield step
         finally:
             self._progress.remove_task(step.task)
-        self.say(f"[green]✓[/] {title} [dim]{step.summary()}[/]")
+        done = f"[green]✓[/] {escape(title)} [dim]{step.summary()}[/]"
+        self.console.print(done, highlight=False)
 
 
 class Step:
-    """One long step: `advance_to` is what the rooms call with (done, total)."""
+    """One long step with its bar."""
 
     def __init__(self, display: Display, title: str, total: int | None) -> None:
         self._display = display
@@ -111,7 +114,7 @@ class Step:
         self._last_line = now
         notes = ", ".join(text for text in (self._note, self._pace(now)) if text)
         self._display.say(
-            f"  … {self._title}: {self._done}/{self._total}{f' ({notes})' if notes else ''}"
+            f"… {self._title}: {self._done}/{self._total}{f' ({notes})' if notes else ''}"
         )
 
     def _pace(self, now: float) -> str:

@@ -1,6 +1,6 @@
 """How long work tells of its progress, without knowing who watches: a terminal, a page, nobody.
 
-A protocol, and the one implementation that needs no watcher. Texts are plain: no markup, no colours.
+A protocol, and the one implementation that needs no watcher. Texts are plain, without markup.
 """
 
 from __future__ import annotations
@@ -44,3 +44,6 @@ class Unwatched:
     def advance_to(self, done: int, total: int) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+
+UNWATCHED: Progress = Unwatched()

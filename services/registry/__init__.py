@@ -1,1 +1,1 @@
-"""Adapters registered under names, and the record of the runs that they come from, in MLflow."""
+"""Adapters registered under names, and the MLflow runs that they come from."""

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from services.registry.trial_record import public_value
-from services.sweeps.trial_files import Measures
+from services.registry.trial_facts import public_value
+from training import Measures
 
 CARD_FILE = "adapter.json"
 CARD_SCHEMA = "lorafarm-adapter/1"

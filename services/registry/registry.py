@@ -29,8 +29,8 @@ from services.registry.bundle import (
     files_tag,
     format_of,
 )
-from services.registry.mlflow_record import Record
-from services.registry.mlflow_store import open_client, store_lock
+from services.registry.mlflow_runs import MlflowRuns
+from services.registry.mlflow_store import database_file, open_client, store_lock
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -42,7 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Registry:
-    """Adapter versions and aliases; `record` holds the runs they come from."""
+    """Adapter versions and aliases; `runs` holds the MLflow runs they come from."""
 
     def __init__(self, tracking_uri: str, artifacts: Path | None = None) -> None:
         """Open (and, for `sqlite:///...`, create) the store; UserError when it cannot be read.
@@ -52,7 +52,9 @@ class Registry:
         self._tracking_uri = tracking_uri
         self._client = open_client(tracking_uri, artifacts)
         is_database = not tracking_uri.startswith(("http:", "https:"))
-        self.record = Record(self._client, artifacts if is_database else None)
+        #: Whether two commands cannot move aliases at once; see `store_lock`.
+        self.has_lock = database_file(tracking_uri) is not None
+        self.runs = MlflowRuns(self._client, artifacts if is_database else None)
 
     def register(self, name: str, run_id: str, files: Mapping[str, Path], card: AdapterCard) -> int:
         """Keep `files` with the run and return the number of the version that serves them.
@@ -79,14 +81,14 @@ class Registry:
                 card_file = Path(temporary) / CARD_FILE
                 card_file.write_text(card_json(name, run_id, card, described), encoding="utf-8")
                 described.append(describe_file(CARD_FILE, card_file))
-                self.record.push_folder(run_id, folder, {**bundle, CARD_FILE: card_file})
+                self.runs.push_folder(run_id, folder, {**bundle, CARD_FILE: card_file})
             self._ensure_model(name, card)
             tags = card.tags() | {
                 "formats": ",".join(sorted(set(files) & FORMATS)),
                 FILES_TAG: files_tag(described),
             }
             created = self._client.create_model_version(
-                name, self.record.artifact_uri(run_id, folder), run_id=run_id, tags=tags
+                name, self.runs.artifact_uri(run_id, folder), run_id=run_id, tags=tags
             )
             return int(created.version)
 

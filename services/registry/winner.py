@@ -1,28 +1,27 @@
-"""Between the trials and the tools: the winner exported and registered, versions handed out.
+"""Exports a sweep's winner and registers it.
 
-Checkpoints in; verified files, registry versions and moved aliases out.
+A scored checkpoint in; verified files and a registry version out.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from captioning import DatasetVersion, Store, UserError, content_hash, write_atomic
-from services.cli.progress import Display
+from captioning import DatasetVersion, Store, content_hash, write_atomic
+from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
-from services.registry.bundle import FORMATS, AdapterCard
-from services.registry.registry import CANDIDATE, PRODUCTION, Registry
-from services.sweeps.files import SweepRecord
-from services.sweeps.trial_files import read_measures
+from services.registry.bundle import AdapterCard
+from services.registry.registry import CANDIDATE, Registry
+from services.sweeps.files import AskedSweep
 from training import (
     Candidate,
     ExportReport,
     Winner,
     approximation,
+    checkpoint_dir,
     export_adapter,
     load_base,
     load_checkpoint,
@@ -33,7 +32,6 @@ RECOMMENDED_WEIGHT = 1.0
 EXPORTS_FILE = "exports.json"
 # What diffusers' load_lora_weights looks for in a folder.
 DIFFUSERS_FOLDER, DIFFUSERS_FILE = "diffusers", "pytorch_lora_weights.safetensors"
-ALIASES = (CANDIDATE, PRODUCTION)
 
 
 @dataclass(frozen=True)
@@ -51,54 +49,54 @@ class Registered:
 
 def register_winner(
     home: Home,
-    record: SweepRecord,
+    asked: AskedSweep,
     dataset: DatasetVersion,
     winner: Winner,
     registry: Registry,
-    run_ids: dict[str, str],
-    console: Console,
+    run_ids: Mapping[str, str],
+    progress: Progress = UNWATCHED,
 ) -> Registered:
     """Export the winning checkpoint in both formats, register it and point `candidate` at it.
 
-    Doing it again gives the same version. Raises VerificationError when a file does not load back
-    as what was trained; then nothing is registered.
+    `run_ids` gives the MLflow run of each trial. Doing it again gives the same version. Raises
+    VerificationError when a file does not load back as what was trained; then nothing is
+    registered.
     """
     candidate = winner.candidate
-    checkpoint = home.store.runs / candidate.trial / f"step-{candidate.step:06d}"
+    checkpoint = checkpoint_dir(home.store.runs / candidate.trial, candidate.step)
     sha256 = content_hash(checkpoint / "adapter.safetensors")
-    name = f"{record.character}.{record.family}"
-    with Display(console) as display:
-        with display.step(f"{record.character}: winner exported and verified"):
-            exports = export_both(home.store, record, dataset, checkpoint, sha256)
-        with display.step(f"{record.character}: winner registered as {name}"):
-            card = _card(record, dataset, candidate, checkpoint, sha256)
-            kohya, diffusers = exports
-            files = {
-                "kohya": kohya.path,
-                DIFFUSERS_FOLDER: diffusers.path.parent,
-                "manifest": dataset.path / "manifest.json",
-            }
-            version = registry.register(name, run_ids[candidate.trial], files, card)
-            registry.set_alias(name, version, CANDIDATE)
+    name = f"{asked.character}.{asked.family}"
+    with progress.step(f"{asked.character}: winner exported and verified"):
+        exports = export_both(home.store, asked, dataset, checkpoint, sha256)
+    with progress.step(f"{asked.character}: winner registered as {name}"):
+        card = _card(asked, dataset, candidate, sha256)
+        kohya, diffusers = exports
+        files = {
+            "kohya": kohya.path,
+            DIFFUSERS_FOLDER: diffusers.path.parent,
+            "manifest": dataset.path / "manifest.json",
+        }
+        version = registry.register(name, run_ids[candidate.trial], files, card)
+        registry.set_alias(name, version, CANDIDATE)
     return Registered(name, version, exports)
 
 
 def export_both(
-    store: Store, record: SweepRecord, dataset: DatasetVersion, checkpoint: Path, sha256: str
+    store: Store, asked: AskedSweep, dataset: DatasetVersion, checkpoint: Path, sha256: str
 ) -> tuple[ExportReport, ExportReport]:
     """The checkpoint as a kohya-named and as a diffusers file; made once per checkpoint.
 
     The kohya file's name tells character, recipe and step, since tools keep serving an old file
     when a new one takes its name.
     """
-    folder = store.adapters / record.character / sha256[:16]
-    contents = load_checkpoint(checkpoint)
-    network = contents.recipe.network
-    stem = f"{record.character}-{network.method}-r{network.rank}-s{contents.step}-{sha256[:8]}"
+    folder = store.adapters / asked.character / sha256[:16]
     known = _read_exports(folder)
     if known is not None:
         return known
-    base = load_base(record.base)
+    contents = load_checkpoint(checkpoint)
+    network = contents.recipe.network
+    stem = f"{asked.character}-{network.method}-r{network.rank}-s{contents.step}-{sha256[:8]}"
+    base = load_base(asked.base)
     kohya = export_adapter(
         checkpoint, base, folder / f"{stem}.safetensors", "kohya", dataset=dataset
     )
@@ -117,67 +115,30 @@ def exports_of(
     store: Store, character: str, candidate: Candidate
 ) -> tuple[tuple[Path, ExportReport], ...]:
     """The exported files of a checkpoint, each with its folder; empty when it was not exported."""
-    checkpoint = store.runs / candidate.trial / f"step-{candidate.step:06d}"
+    checkpoint = checkpoint_dir(store.runs / candidate.trial, candidate.step)
     sha256 = content_hash(checkpoint / "adapter.safetensors")
     folder = store.adapters / character / sha256[:16]
     return tuple((folder, report) for report in _read_exports(folder) or ())
 
 
-def promote_command(home: Home, name: str, version: int, alias: str, console: Console) -> None:
-    """`lorafarm promote`: move `alias` to a version."""
-    if alias not in ALIASES:
-        raise UserError(f"--to {alias}", "no such alias", f"use one of: {', '.join(ALIASES)}")
-    open_registry(home).set_alias(name, version, alias)
-    console.print(f"[green]✓[/] {name}@{alias} is version {version} now")
-
-
-def export_command(home: Home, reference: str, to: Path, format: str, console: Console) -> None:
-    """`lorafarm export`: put a version's file of one format into a folder."""
-    if format not in FORMATS:
-        raise UserError(
-            f"--format {format}", "unknown", f"use one of: {', '.join(sorted(FORMATS))}"
-        )
-    registry = open_registry(home)
-    adapter, files = registry.download(reference, to, format)
-    for file in files:
-        console.print(f"[green]✓[/] {file}  sha256 {content_hash(file)}", soft_wrap=True)
-    console.print(f"trigger: {adapter.tags['trigger']}")
-
-
-def open_registry(home: Home) -> Registry:
-    """The farm's registry; UserError when nothing was ever registered in the embedded one."""
-    if home.settings.tracking_uri is None and not (home.path / "mlflow.db").exists():
-        raise UserError(
-            str(home.path), "nothing is registered yet", "run `lorafarm sweep <character>` first"
-        )
-    return Registry(home.tracking_uri, home.artifacts)
-
-
 def _card(
-    record: SweepRecord,
-    dataset: DatasetVersion,
-    candidate: Candidate,
-    checkpoint: Path,
-    sha256: str,
+    asked: AskedSweep, dataset: DatasetVersion, candidate: Candidate, sha256: str
 ) -> AdapterCard:
-    measures = read_measures(checkpoint)
-    if measures is None:
-        raise ValueError(f"{checkpoint}: the winner has no scores")
     return AdapterCard(
-        character=record.character,
-        family=record.family,
+        character=asked.character,
+        family=asked.family,
         checkpoint_sha256=sha256,
         trial=candidate.trial,
         step=candidate.step,
         method=candidate.method,
         rank=candidate.rank,
-        base=record.base,
-        base_hash=record.base_hash,
+        base=asked.base,
+        base_hash=asked.base_hash,
         dataset=f"{dataset.character}/{dataset.name}",
         trigger=dataset.trigger,
         class_word=dataset.class_word,
         recommended_weight=RECOMMENDED_WEIGHT,
-        scores=measures,
+        scores=candidate.score.measures(),
         approximate=approximation(candidate.nested_ranks) if candidate.nested_ranks else "",
     )
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from captioning import write_atomic
+from services.farm.durations import duration
 from services.report.data import CharacterReport, ExportedFile, ReportData, TrialResult
 from services.report.leaderboard import LeaderboardRow, leaderboard_rows
 from services.report.pictures import WebPicture, web_picture
@@ -28,8 +29,7 @@ from services.report.plots import (
     svg_uri,
     trade_off_figure,
 )
-from services.sweeps.trial_files import IntervalLike
-from training import FAMILIES
+from training import FAMILY_FACTS, Interval
 
 # Measure, its heading, which way is better, and what it says in a few words.
 MEASURE_HEADINGS = (
@@ -104,17 +104,6 @@ def build_report(data: ReportData, out: Path) -> Path:
     return out
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "48 s", "12 min 05 s", "3 h 20 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def file_size(size_bytes: int) -> str:
     """Bytes in decimal units, as file managers show them."""
     if size_bytes < 1000:
@@ -127,7 +116,7 @@ def file_size(size_bytes: int) -> str:
     return f"{size:.1f} {unit}"
 
 
-def range_bar(interval: IntervalLike, low: float, high: float) -> Markup:
+def range_bar(interval: Interval, low: float, high: float) -> Markup:
     """A small drawing of the interval on the axis low..high: a band with a dot at the value."""
 
     def place(value: float) -> float:
@@ -282,7 +271,7 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
     if loadable is not None and ".safetensors" not in character.base:
         path = PurePosixPath(loadable.name)
         # Else every part has the type that it was saved in, and parts of two cannot compute.
-        dtype = TORCH_TYPES[FAMILIES[character.family].half]
+        dtype = TORCH_TYPES[FAMILY_FACTS[character.family].half]
         lines = [
             "import torch",
             "from diffusers import DiffusionPipeline",

@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from services.report.data import CharacterReport, TrialResult
 
@@ -28,7 +25,6 @@ LOSS_SMOOTHING = 0.05
 WIDTH_IN = 10.8
 # Up to so many checkpoints each one has its own tick.
 MAX_STEP_TICKS = 12
-_DPI_PNG = 140
 _SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _MARKERS = "osD^vPX"
 
@@ -195,14 +191,6 @@ def svg_uri(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue().decode("utf-8").replace("'DejaVu Sans', sans-serif", _SANS)
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
-
-
-def figure_picture(figure: Figure) -> Image.Image:
-    """The figure as a picture, for places that show no SVG (MLflow's pages)."""
-    figure.set_dpi(_DPI_PNG)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _figure(theme: Theme, panels: int, height_in: float) -> tuple[Figure, list[Any]]:

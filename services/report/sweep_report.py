@@ -9,7 +9,8 @@ from pathlib import Path
 
 from captioning import Sample, load_skipped
 from services.farm.settings import Home
-from services.registry.winner import exports_of, open_registry
+from services.registry.releases import open_registry
+from services.registry.winner import exports_of
 from services.report import (
     CaptionedPicture,
     CharacterReport,
@@ -58,17 +59,17 @@ def character_report(home: Home, name: str) -> CharacterReport:
     """What a report says about the newest scored sweep of one character."""
     store = home.store
     sweep = newest_scored(store, name, home.settings.workers)
-    record, dataset, plan = sweep.record, sweep.dataset, sweep.plan
-    winner = choose_winner(sweep.candidates, record.config.scoring.limits)
-    base = base_scores(store, record, winner.candidate.score)
-    reference, aliases = _registered(home, f"{name}.{record.family}", winner.candidate)
+    asked, dataset, plan = sweep.asked, sweep.dataset, sweep.plan
+    winner = choose_winner(sweep.candidates, asked.config.scoring.limits)
+    base = base_scores(store, asked, winner.candidate.score)
+    reference, aliases = _registered(home, f"{name}.{asked.family}", winner.candidate)
     score = winner.candidate.score
     return CharacterReport(
         name=name,
         trigger=dataset.trigger,
         class_word=dataset.class_word,
-        family=record.family,
-        base=record.base,
+        family=asked.family,
+        base=asked.base,
         dataset=DatasetContent(
             version=dataset.name,
             manifest_sha256=dataset.manifest_sha256,
@@ -82,7 +83,7 @@ def character_report(home: Home, name: str) -> CharacterReport:
         ),
         prompts=tuple(
             prompt.replace(SUBJECT_SLOT, f"{dataset.trigger}, {dataset.class_word}")
-            for prompt in record.config.scoring.prompts
+            for prompt in asked.config.scoring.prompts
         ),
         notes=score.notes,
         base_pictures=base.row(base.folder),
@@ -100,16 +101,16 @@ def character_report(home: Home, name: str) -> CharacterReport:
         aliases=aliases,
         limits={
             key: value
-            for key, value in record.config.scoring.limits.model_dump().items()
+            for key, value in asked.config.scoring.limits.model_dump().items()
             if value is not None
         },
         provenance={
-            "sweep": record.sweep,
-            "base hash": record.base_hash[:16],
+            "sweep": asked.sweep,
+            "base hash": asked.base_hash[:16],
             "embedder": f"{score.embedder}@{score.embedder_revision}",
             "references": f"{score.reference_count} {score.references} pictures",
             "floor and ceiling": f"{score.floor:.3f} and {score.ceiling:.3f} (raw cosine)",
-            "pictures per checkpoint": str(record.config.scoring.images_per_checkpoint()),
+            "pictures per checkpoint": str(asked.config.scoring.images_per_checkpoint()),
         },
     )
 
@@ -119,8 +120,8 @@ def _captioned(samples: tuple[Sample, ...]) -> tuple[CaptionedPicture, ...]:
 
 
 def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> TrialResult:
-    failed = {
-        standing.candidate.step: standing.failed_guards
+    standings = {
+        standing.candidate.step: standing
         for standing in winner.table
         if standing.candidate.trial == planned.trial
     }
@@ -133,7 +134,7 @@ def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> 
         rank=network.rank,
         variant=planned.variant,
         note=approximation(network.nested_ranks) if network.nested_ranks else "",
-        failed_guards=failed,
+        standings=standings,
         views_per_step=views_per_image(
             1, planned.recipe, pictures, home.settings.workers, begun_with(trial_dir)
         ),

@@ -44,7 +44,7 @@ def with_class_sets(store: Store, config: SweepConfig) -> SweepConfig:
 def check_class_pictures(store: Store, plan: SweepPlan, dataset: DatasetVersion) -> None:
     """Raise UserError for class pictures that a trial cannot be trained with; see `class_samples`.
 
-    Now, and not when the base is loaded and the character's pictures are encoded.
+    This is known before the base is loaded and the character's pictures are encoded.
     """
     recipes = [planned.recipe for planned in plan.trials]
     for name in sorted({one.class_pictures for one in recipes if one.class_pictures is not None}):

@@ -1,6 +1,6 @@
-"""Estimates in words: a table for `lorafarm estimate`, and a line for a sweep that begins.
+"""Estimates in words, for `lorafarm estimate` and for a sweep that begins.
 
-Estimates in, text out. Never measures anything.
+Estimates in, text out; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -8,39 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.table import Table
-
+from services.farm.durations import duration
 from services.sweeps.estimates import PackEstimate
 from services.sweeps.plan import PlannedTrial
-from training import views_per_image
 
 GB = 1e9
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 45 s, 12 min, 3 h 20 min; two figures are all that an estimate is worth."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def pack_table(estimates: Sequence[PackEstimate], pictures: int, workers: int) -> Table:
-    """One row per pack."""
-    table = Table("pack", "steps left", "views of each picture", "s per step", "training", "memory")
-    for estimate in estimates:
-        measured, seconds = estimate.measured, estimate.seconds
-        table.add_row(
-            titles(estimate.trials),
-            str(estimate.steps),
-            _views(estimate.trials, pictures, workers),
-            f"{measured.step_s:.2g}" if measured else "",
-            duration(seconds) if seconds is not None else "",
-            gigabytes(measured.peak_bytes) if measured else "does not fit",
-        )
-    return table
 
 
 def titles(trials: Sequence[PlannedTrial]) -> str:
@@ -50,12 +22,6 @@ def titles(trials: Sequence[PlannedTrial]) -> str:
     return ", ".join(
         title if count == 1 else f"{count} × {title}" for title, count in counts.items()
     )
-
-
-def _views(trials: Sequence[PlannedTrial], pictures: int, workers: int) -> str:
-    views = sorted(views_per_image(t.recipe.steps, t.recipe, pictures, workers) for t in trials)
-    few, many = f"{views[0]:.0f}", f"{views[-1]:.0f}"
-    return few if few == many else f"{few} to {many}"
 
 
 def gigabytes(count: int) -> str:
@@ -79,7 +45,7 @@ def known_line(
             f"{unknown if seconds else 'this sweep'}: `lorafarm estimate` does, in a few steps"
         )
     peak = max(estimate.measured.peak_bytes for estimate in estimates if estimate.measured)
-    training = duration(sum(seconds))
+    training = duration(sum(seconds), estimated=True)
     packs = "1 pack" if len(estimates) == 1 else f"{len(estimates)} packs one after the other"
     line = (
         f"estimated: {training} of training ({packs}, {gigabytes(peak)} of memory), "
@@ -91,7 +57,8 @@ def known_line(
 
 
 def scoring_text(checkpoints: int, scoring_s: float | None) -> str:
-    """Of the checkpoints that are still to be scored."""
+    """How long the checkpoints take that are still to be scored."""
     if scoring_s is None:
         return f"scoring {checkpoints} checkpoints not included: no sweep has measured it yet"
-    return f"{duration(checkpoints * scoring_s)} of scoring ({checkpoints} checkpoints)"
+    scoring = duration(checkpoints * scoring_s, estimated=True)
+    return f"{scoring} of scoring ({checkpoints} checkpoints)"

@@ -38,11 +38,11 @@ class PackEstimate:
     trials: tuple[PlannedTrial, ...]
     request: ProbeRequest
     measured: Measurement | None
-    steps: int  # that are left of its longest trial
+    steps: int  # that its longest trial has left
 
     @property
     def seconds(self) -> float | None:
-        """Of its training, at most: a pack gets faster when its shorter trials have left it."""
+        """Seconds of training at most: a pack gets faster when its shorter trials have left it."""
         return self.measured.step_s * self.steps if self.measured else None
 
 
@@ -94,7 +94,7 @@ class Estimator:
         return measured
 
     def scoring_seconds(self, scoring: ScoringConfig) -> float | None:
-        """Of a checkpoint, as a sweep on this machine has measured it; None if none has."""
+        """Seconds that scoring a checkpoint took on this machine; None if it was never measured."""
         return self._store.scoring(self._scoring_facts(scoring))
 
     def keep_scoring_seconds(self, scoring: ScoringConfig, seconds: float) -> None:

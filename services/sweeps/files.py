@@ -16,9 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from captioning import DatasetVersion, Store, UserError, load_dataset, parse_config, write_atomic
 from services.sweeps.plan import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
-from services.sweeps.trial_files import SCORES_FILE
 from training import (
-    FAILED_FILE,
     BaseFacts,
     BaseScores,
     Candidate,
@@ -26,6 +24,8 @@ from training import (
     Score,
     ScoringConfig,
     list_checkpoints,
+    read_failure,
+    read_score,
     samples_per_step_at,
     views_per_image,
 )
@@ -33,7 +33,7 @@ from training import (
 SWEEP_FILE = "sweep.json"
 
 
-class SweepRecord(BaseModel):
+class AskedSweep(BaseModel):
     """One sweep of one character on one dataset version and base."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,9 +51,9 @@ class SweepRecord(BaseModel):
 
 def record_sweep(
     store: Store, dataset: DatasetVersion, plan: SweepPlan, config: SweepConfig, base: BaseFacts
-) -> SweepRecord:
+) -> AskedSweep:
     """Keep what was asked, and no more; a sweep that is asked for again becomes the newest one."""
-    record = SweepRecord(
+    asked = AskedSweep(
         sweep=plan.sweep,
         character=dataset.character,
         dataset=dataset.name,
@@ -64,20 +64,20 @@ def record_sweep(
         trials=tuple(trial.trial for trial in plan.trials),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    file = sweep_dir(store, record) / SWEEP_FILE
-    write_atomic(file, (record.model_dump_json(indent=1, exclude_unset=True) + "\n").encode())
-    return record
+    file = sweep_dir(store, asked) / SWEEP_FILE
+    write_atomic(file, (asked.model_dump_json(indent=1, exclude_unset=True) + "\n").encode())
+    return asked
 
 
-def sweep_dir(store: Store, record: SweepRecord) -> Path:
-    return store.sweeps / record.character / record.sweep
+def sweep_dir(store: Store, asked: AskedSweep) -> Path:
+    return store.sweeps / asked.character / asked.sweep
 
 
 @dataclass(frozen=True)
 class ScoredSweep:
     """A sweep with what of it is scored so far, on the dataset version that it was run on."""
 
-    record: SweepRecord
+    asked: AskedSweep
     dataset: DatasetVersion
     plan: SweepPlan
     candidates: list[Candidate]
@@ -89,44 +89,44 @@ def newest_scored(store: Store, character: str, workers: int) -> ScoredSweep:
 
     Raises UserError when there is none. `workers`: see `candidates`.
     """
-    records = sorted(sweeps(store, character), key=lambda record: record.started, reverse=True)
-    if not records:
+    asked_sweeps = sorted(sweeps(store, character), key=lambda one: one.started, reverse=True)
+    if not asked_sweeps:
         raise UserError(
             f"character {character}", "no sweep yet", f"run `lorafarm sweep {character}`"
         )
-    for record in records:
-        dataset = dataset_of(store, record)
-        plan = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)
-        if found := candidates(store, record, plan.trials, dataset, workers):
-            newer = None if record is records[0] else records[0].sweep
-            return ScoredSweep(record, dataset, plan, found, newer)
+    for asked in asked_sweeps:
+        dataset = dataset_of(store, asked)
+        plan = plan_sweep(asked.config, dataset, asked.base_hash, asked.family, asked.sweep)
+        if found := candidates(store, asked, plan.trials, dataset, workers):
+            newer = None if asked is asked_sweeps[0] else asked_sweeps[0].sweep
+            return ScoredSweep(asked, dataset, plan, found, newer)
     raise UserError(
-        f"sweep {records[0].sweep}",
+        f"sweep {asked_sweeps[0].sweep}",
         "no scored checkpoint yet",
         f"run the same `lorafarm sweep {character} --config ...` again; it goes on from what is "
         "done",
     )
 
 
-def sweeps(store: Store, character: str) -> Iterator[SweepRecord]:
+def sweeps(store: Store, character: str) -> Iterator[AskedSweep]:
     """All sweeps of a character."""
     for file in sorted((store.sweeps / character).glob(f"*/{SWEEP_FILE}")):
-        yield parse_config(SweepRecord, json.loads(file.read_text("utf-8")), str(file))
+        yield parse_config(AskedSweep, json.loads(file.read_text("utf-8")), str(file))
 
 
-def dataset_of(store: Store, record: SweepRecord) -> DatasetVersion:
+def dataset_of(store: Store, asked: AskedSweep) -> DatasetVersion:
     """The dataset version the sweep was run on, verified."""
-    return load_dataset(store.datasets / record.character / record.dataset)
+    return load_dataset(store.datasets / asked.character / asked.dataset)
 
 
-def scores_dir(store: Store, record: SweepRecord) -> Path:
+def scores_dir(store: Store, asked: AskedSweep) -> Path:
     """Where the bare base's pictures and scores lie; sweeps of one character share them."""
-    return store.sweeps / record.character / "base"
+    return store.sweeps / asked.character / "base"
 
 
 def candidates(
     store: Store,
-    record: SweepRecord,
+    asked: AskedSweep,
     trials: tuple[PlannedTrial, ...],
     dataset: DatasetVersion,
     workers: int,
@@ -138,15 +138,13 @@ def candidates(
 
     A trial that several sweeps share may still have the scores of another one.
     """
-    wanted = _comparable(record.config.scoring)
+    wanted = _comparable(asked.config.scoring)
     found = []
     for planned in trials:
         network = planned.recipe.network
         for checkpoint in list_checkpoints(store.runs / planned.trial):
-            if not (checkpoint.path / SCORES_FILE).exists():
-                continue
-            score = Score.load(checkpoint.path)
-            if _comparable(score.config) == wanted:
+            score = read_score(checkpoint.path)
+            if score is not None and _comparable(score.config) == wanted:
                 step = checkpoint.step
                 samples = samples_per_step_at(checkpoint.path)
                 pictures = len(dataset.train)
@@ -173,14 +171,10 @@ def _comparable(config: ScoringConfig) -> ScoringConfig:
 
 def failures(store: Store, trials: tuple[PlannedTrial, ...]) -> dict[str, str]:
     """Trial to the error that ended it."""
-    found = {}
-    for planned in trials:
-        file = store.runs / planned.trial / FAILED_FILE
-        if file.exists():
-            found[planned.trial] = json.loads(file.read_text("utf-8"))["error"]
-    return found
+    found = {planned.trial: read_failure(store.runs / planned.trial) for planned in trials}
+    return {trial: error for trial, error in found.items() if error is not None}
 
 
-def base_scores(store: Store, record: SweepRecord, score: Score) -> BaseScores:
+def base_scores(store: Store, asked: AskedSweep, score: Score) -> BaseScores:
     """The bare base's scores that `score` was measured against."""
-    return BaseScores.load(scores_dir(store, record) / score.base_key)
+    return BaseScores.load(scores_dir(store, asked) / score.base_key)

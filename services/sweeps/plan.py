@@ -50,8 +50,17 @@ class PlannedTrial:
 
     trial: str
     recipe: Recipe
-    cut_of: str | None = None  # the trial with nested ranks that this one's checkpoints are cut of
+    cut_of: str | None = (
+        None  # the trial with nested ranks from which this one's checkpoints are cut
+    )
     variant: str = ""  # what tells it from other trials of its method and rank, in words
+
+    @property
+    def title(self) -> str:
+        """Method, rank and variant in words: `lora r16 (lr 0.0003)`."""
+        network = self.recipe.network
+        title = f"{network.title}{' of nested ranks' if network.nested_ranks else ''}"
+        return f"{title} ({self.variant})" if self.variant else title
 
 
 @dataclass(frozen=True)

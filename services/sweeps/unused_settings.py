@@ -14,7 +14,7 @@ from captioning import UserError
 from services.sweeps.plan import SweepConfig
 from training import Recipe
 
-#: Field -> (whether a recipe reads it, what of).
+#: Field -> (whether a recipe reads it, under what condition it is read).
 READERS: dict[str, tuple[Callable[[Recipe], bool], str]] = {
     "bucket_step_px": (lambda recipe: recipe.aspect_buckets, "with `aspect_buckets: true`"),
     "bucket_max_ratio": (lambda recipe: recipe.aspect_buckets, "with `aspect_buckets: true`"),

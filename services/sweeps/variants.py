@@ -15,7 +15,7 @@ NAMED_ALREADY = ("network.method", "network.rank")
 
 
 def variant_words(search: Mapping[str, list[Any]], overrides: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of the combination `overrides` of a search, the fields of which there are several values."""
+    """The fields of `overrides`, one combination of a search, that have several values in it."""
     return tuple(
         word
         for field, value in overrides.items()

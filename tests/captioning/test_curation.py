@@ -25,7 +25,7 @@ from captioning.observers.quality import measure
 from captioning.store import write_atomic
 
 STARTER_BASE = CurationLimits(base_px=64)  # what the shipped base works at
-DEMO = Path(services.__file__).parent / "demo" / "pictures"
+DEMO = Path(services.__file__).parent / "cli" / "demo" / "pictures"
 DATA = Path(__file__).parent / "data"
 
 

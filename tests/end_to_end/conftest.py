@@ -11,9 +11,9 @@ import pytest
 
 import services
 
-PICTURES = Path(services.__file__).parent / "demo" / "pictures" / "aya"
+PICTURES = Path(services.__file__).parent / "cli" / "demo" / "pictures" / "aya"
 # The command line of this very interpreter.
-COMMAND = [sys.executable, "-m", "services.cli.main"]
+COMMAND = [sys.executable, "-m", "services.cli"]
 # Small enough for a test, large enough to have two trials with two scored checkpoints each.
 SWEEP = """
 recipe:

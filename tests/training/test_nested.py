@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from captioning import DatasetVersion, UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.cuts import cut_network, cut_recipes
 from training.data.batches import draw_batch, drawn_rank
 from training.data.latents import LatentCache
 from training.events import CheckpointScored, Event, StepTaken, TrialSucceeded
@@ -19,7 +20,7 @@ from training.families import Base, load_base
 from training.fitting import fit_recipe
 from training.group import Group
 from training.loop import Callbacks, train, train_pack
-from training.nested import cut_adapter, cut_network, cut_recipes
+from training.nested import cut_adapter
 from training.pack.adapters import (
     adapter_state,
     attach_pack,

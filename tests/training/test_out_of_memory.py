@@ -20,9 +20,10 @@ from training.events import Event, MemorySplit
 from training.families import Base, load_base
 from training.group import Workers
 from training.loop import Callbacks, train, train_pack
-from training.micro_batches import EFFECTIVE_FILE, OutOfMemory
+from training.micro_batches import OutOfMemory
 from training.pack.slot import Trial
 from training.recipe import Recipe
+from training.trial_files import EFFECTIVE_FILE
 
 MakeCache = Callable[..., LatentCache]
 TOLERANCE = 1e-5

@@ -22,8 +22,6 @@ from captioning import UserError
 from training.families.files import hash_components, load_network, load_part, read_json
 from training.objective import Diffusion, FlowMatching, FlowShift, Objective
 
-STARTER_BASE: Path = Path(__file__).resolve().parent.parent / "starter"
-
 # What AutoencoderKL assumes when its config does not say.
 SD1_SCALING_FACTOR = 0.18215
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from training.checkpoints import begun_with, last_with_state, remove_unfinished
-from training.data.batches import samples_per_step
+from training.data.views import samples_per_step
 from training.families import Base
 from training.metrics_file import drop_rows_after
 from training.pack.pack import TrialState, last_contents

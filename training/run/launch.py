@@ -25,7 +25,8 @@ from training.families import absolute_base
 from training.group import Group, Ledger
 from training.run.job import SweepJob, TrialSpec
 from training.run.mailbox import Mailbox, Post
-from training.run.worker import FAILED_FILE, SetupError, Worker
+from training.run.worker import SetupError, Worker
+from training.trial_files import FAILED_FILE
 
 # Of one exchange of gradients: a lost peer must not block the others for long, but a step on a
 # busy machine may take its time. A dead process is noticed at once, by its closed connection.

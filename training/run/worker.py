@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from captioning import UserError, write_atomic
+from training.checkpoint_files import is_whole
 from training.checkpoints import (
     Checkpoint,
     begun_with,
@@ -26,7 +27,7 @@ from training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
 )
-from training.data.batches import samples_per_step
+from training.data.views import samples_per_step
 from training.events import (
     BaseScoring,
     CheckpointSaved,
@@ -53,8 +54,8 @@ from training.run.held_base import HeldBase
 from training.run.job import SweepJob, TrialSpec
 from training.run.lockstep import in_step
 from training.run.retention import drop_other_states
+from training.trial_files import FAILED_FILE
 
-FAILED_FILE = "failed.json"
 SETUP = "setup"
 
 T = TypeVar("T")
@@ -331,7 +332,7 @@ class Worker:
         for cut in spec.cuts:
             kept = {checkpoint.step for checkpoint in list_checkpoints(cut.trial_dir)}
             for whole in wholes:
-                if whole.step not in kept:
+                if whole.step not in kept and is_whole(whole):
                     write_cut(whole, cut.trial_dir, cut.recipe)
 
     def _unscored(self, spec: TrialSpec) -> list[Checkpoint]:
@@ -340,7 +341,7 @@ class Worker:
         return [
             checkpoint
             for checkpoint in list_checkpoints(spec.trial_dir)
-            if existing_score(checkpoint.path, self._base_scores) is None
+            if existing_score(checkpoint.path, self._base_scores) is None and is_whole(checkpoint)
         ]
 
     def _score(self, spec: TrialSpec, checkpoint: Checkpoint) -> None:

@@ -25,11 +25,11 @@ VECTORS_FILE = "vectors.safetensors"
 MEASURES = ("identity", "prompt_fidelity", "drift", "leak", "memorisation", "diversity")
 
 
-class _Record(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Picture(_Record):
+class Picture(_Strict):
     """One picture of a score: its file beside `scores.json`, and what was asked for."""
 
     file: str
@@ -51,7 +51,7 @@ class Picture(_Record):
         )
 
 
-class Measured(_Record):
+class Measured(_Strict):
     """The six measures, what they were normalised by, and what they rest on.
 
     Intervals are percentile bootstrap 95 % over the pictures (prompts × seeds). They hold for this

@@ -18,14 +18,17 @@ from rich.console import Console
 
 from captioning import load_config, write_atomic
 from services.cli.leaderboard import print_leaderboard
-from services.coordinator.run import Finished, prepare_sweep, run_sweep
+from services.cli.sweep import print_prepared, watched_sweep
+from services.coordinator.run import FinishedSweep
 from services.datasets.steps import add_pictures, caption_pictures, freeze_dataset
+from services.farm.durations import duration
 from services.farm.engine import ray_when_needed
 from services.farm.settings import Home, open_home
+from services.registry.releases import promote
 from services.report import character_sheet
-from services.report.page import duration
 from services.report.sweep_report import character_report, write_report
 from services.sweeps.plan import SweepConfig
+from services.sweeps.prepare import prepare_sweep
 
 # Name and trigger of the example characters; a folder of pictures bears each name.
 CHARACTERS = {"aya": "ayachar", "bruno": "brunochar"}
@@ -49,7 +52,7 @@ def run_demo(out: Path, console: Console) -> None:
             caption_pictures(home, list(CHARACTERS), console)
             finished = [_sweep(home, name, config, console, start_ray) for name in CHARACTERS]
         for sweep in finished:
-            _promote_and_show(sweep, console)
+            _promote_and_show(home, sweep, console)
         report = write_report(home, list(CHARACTERS), out / REPORT_FILE, time.monotonic() - started)
     for name in CHARACTERS:
         sheet = _write_sheet(home, name, out)
@@ -63,17 +66,17 @@ def run_demo(out: Path, console: Console) -> None:
 
 def _sweep(
     home: Home, name: str, config: SweepConfig, console: Console, start_ray: Callable[[], None]
-) -> Finished:
+) -> FinishedSweep:
     dataset = freeze_dataset(home, name, HOLDOUT, console)
-    prepared = prepare_sweep(home, dataset, config, "sweep.yaml", console)
-    return run_sweep(home, prepared, console, start_ray)
+    prepared = prepare_sweep(home, dataset, config, "sweep.yaml")
+    print_prepared(prepared, console)
+    return watched_sweep(home, prepared, start_ray, console)
 
 
-def _promote_and_show(sweep: Finished, console: Console) -> None:
+def _promote_and_show(home: Home, sweep: FinishedSweep, console: Console) -> None:
     """Move `production` to the winner and print the result."""
-    name = sweep.record.character
-    sweep.registry.set_alias(sweep.registered.name, sweep.registered.version, "production")
-    console.print(f"\n[bold]{name}[/]")
+    promote(home, sweep.registered.name, sweep.registered.version)
+    console.print(f"\n[bold]{sweep.asked.character}[/]")
     print_leaderboard(sweep.winner, console)
     console.print(f"registered: {sweep.registered.reference} @candidate @production")
     for report in sweep.registered.exports:

@@ -1,4 +1,4 @@
-"""What the person sees of the workers' events, and what is recorded of them."""
+"""What the person sees of the workers' events."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,19 @@ from captioning import DatasetVersion, parse_config
 from services.cli import progress
 from services.cli.progress import Display
 from services.cli.watching import Watcher, pack_line
-from services.sweeps.plan import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
+from services.coordinator.training_progress import TrainingProgress
+from services.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
+from training import (
+    Buckets,
+    CompiledChecked,
+    Event,
+    MemorySplit,
+    PackMeasured,
+    StepTaken,
+    Stopping,
+    TrialFailed,
+    TrialStarted,
+)
 
 DATASET = DatasetVersion("v0001-00000000", Path(), "aya", "ayachar", "person", (), (), "0" * 64)
 
@@ -21,41 +33,41 @@ def plan() -> SweepPlan:
     return plan_sweep(config, DATASET, "b" * 64, "sd15", "test")
 
 
-def watch(plan: SweepPlan, *events: dict) -> tuple[str, list[tuple[PlannedTrial, str]]]:
-    """What is written to a log, and what is recorded."""
-    stream, recorded = io.StringIO(), []
+def watch(plan: SweepPlan, *events: Event) -> str:
+    """What is written to a log while these events come in."""
+    stream = io.StringIO()
     with Display(Console(file=stream, width=200)) as display, display.step("trained") as step:
-        record = lambda planned, state: recorded.append((planned, state))  # noqa: E731
-        watcher = Watcher(plan, {}, record, display, step)
+        training, watcher = TrainingProgress(plan, {}, step), Watcher(plan, display)
         for event in events:
+            training(event)
             watcher(event)
-        watcher.tell_memory()
-    return stream.getvalue(), recorded
+        training.tell_memory(display)
+    return stream.getvalue()
 
 
-def step_event(plan: SweepPlan, step: int) -> dict:
-    return {
-        "kind": "step",
-        "trial": plan.trials[0].trial,
-        "step": step,
-        "loss": 0.125,
-        "pack_images_per_s": 12.34,
-    }
+def step_taken(plan: SweepPlan, step: int, **memory: int) -> StepTaken:
+    return StepTaken(
+        trial=plan.trials[0].trial,
+        step=step,
+        steps=10,
+        loss=0.125,
+        lr=1e-4,
+        grad_norm=1.0,
+        step_ms=100.0,
+        pack=1,
+        images_per_s=12.34,
+        pack_images_per_s=12.34,
+        **memory,
+    )
 
 
 def test_a_pack_is_told_with_its_memory(plan: SweepPlan):
-    event = {
-        "kind": "pack",
-        "trials": ["t0", "t1"],
-        "slot_bytes": [1_200_000, 1_200_000],
-        "base_bytes": 46_000_000,
-        "text_encoder_bytes": 0,
-    }
-    written, _ = watch(plan, event)
+    sizes = (1_200_000, 1_200_000)
+    written = watch(plan, PackMeasured(("t0", "t1"), sizes, 46_000_000, 0))
     assert "pack of 2: 1.2 MB each on a base of 46 MB" in written
-    uneven = event | {"slot_bytes": [2_000_000, 1_200_000]}
+    uneven = PackMeasured(("t0", "t1"), (2_000_000, 1_200_000), 46_000_000, 0)
     assert pack_line(uneven).startswith("pack of 2: 1.2 to 2.0 MB each")
-    trained = event | {"text_encoder_bytes": 7_000_000}
+    trained = PackMeasured(("t0", "t1"), sizes, 46_000_000, 7_000_000)
     assert pack_line(trained).endswith("on a base of 46 MB and text encoders of 7 MB")
 
 
@@ -65,14 +77,14 @@ def test_the_largest_memory_of_all_steps_is_told_once(plan: SweepPlan):
         ("peak_device_bytes", "peak memory of a step: 2048 MB of tensors on the"),
         ("resident_bytes", "largest memory after a step: 2048 MB resident in the"),
     ):
-        steps = [{**step_event(plan, n), name: size} for n, size in enumerate(sizes, start=1)]
-        written, _ = watch(plan, *steps)
+        steps = [step_taken(plan, n, **{name: size}) for n, size in enumerate(sizes, start=1)]
+        written = watch(plan, *steps)
         assert written.count(words) == written.count("memory") == 1
-    assert "memory" not in watch(plan, step_event(plan, 1))[0]
+    assert "memory" not in watch(plan, step_taken(plan, 1))
 
 
 def test_the_buckets_are_told_with_their_pictures(plan: SweepPlan):
-    written, _ = watch(plan, {"kind": "buckets", "buckets": [(832, 1216, 3), (1024, 1024, 12)]})
+    written = watch(plan, Buckets(((832, 1216, 3), (1024, 1024, 12))))
     assert "(width × height): 1216 × 832: 3, 1024 × 1024: 12" in written
 
 
@@ -80,38 +92,26 @@ def test_the_progress_line_tells_loss_and_pictures_per_second(
     plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.0)
-    written, recorded = watch(plan, step_event(plan, 1), step_event(plan, 2))
+    written = watch(plan, step_taken(plan, 1), step_taken(plan, 2))
     assert "2/10" in written
     assert "loss 0.125, 12.3 images/s" in written
-    assert not recorded
 
 
 def test_who_goes_on_and_that_ctrl_c_was_heard_are_told(plan: SweepPlan):
-    trial = {"kind": "trial", "trial": plan.trials[0].trial, "steps": 10}
-    written, _ = watch(plan, trial | {"step": 5}, {"kind": "stopping"})
+    trial = plan.trials[0].trial
+    written = watch(plan, TrialStarted(trial, 5, 10), Stopping())
     assert "goes on from step 5" in written and "stopping" in written
     for step in (0, 10):
-        assert "goes on" not in watch(plan, trial | {"step": step})[0]
+        assert "goes on" not in watch(plan, TrialStarted(trial, step, 10))
 
 
 def test_a_failure_is_told_and_recorded(plan: SweepPlan):
-    trial = plan.trials[0]
-    written, recorded = watch(
-        plan, {"kind": "failed", "trial": trial.trial, "error": "no space left"}
-    )
-    assert "no space left" in written
-    assert recorded == [(trial, "failed")]
+    trial = plan.trials[0].trial
+    assert "no space left" in watch(plan, TrialFailed(trial, "no space left"))
 
 
 def test_a_lack_of_memory_is_told(plan: SweepPlan):
-    event = {
-        "kind": "out_of_memory",
-        "trials": ["t0", "t1", "t2"],
-        "effective_batch_size": 2,
-        "effective_accumulation": 4,
-        "found": "no room",
-    }
-    written, _ = watch(plan, event)
+    written = watch(plan, MemorySplit(("t0", "t1", "t2"), 2, 4, "no room"))
     assert "pack of 3 goes on with batches of 2, 4 in each step" in written
 
 
@@ -120,15 +120,14 @@ def test_what_tells_trials_apart_is_said_and_text_with_brackets_stays_whole():
     search = {"class_prompt": ["a [red] person", "a person"]}
     config = parse_config(SweepConfig, {"search": search, "recipe": recipe}, "test")
     plan = plan_sweep(config, DATASET, "b" * 64, "sd15", "test")
-    failed = {"kind": "failed", "trial": plan.trials[0].trial, "error": "[/] in the way"}
-    written, _ = watch(plan, failed)
+    written = watch(plan, TrialFailed(plan.trials[0].trial, "[/] in the way"))
     assert "lora r16 (class_prompt a [red] person) failed: [/] in the way" in written
 
 
 def test_compiled_blocks_are_told_to_agree_or_not(plan: SweepPlan):
-    event = {"kind": "compiled", "difference": 2.5e-7, "kept": True, "error": None}
-    assert "compiled blocks checked: gradients differ by 2.5e-07" in watch(plan, event)[0]
-    written, _ = watch(plan, {**event, "difference": 0.04, "kept": False})
+    agreeing = watch(plan, CompiledChecked(2.5e-7, True, None))
+    assert "compiled blocks checked: gradients differ by 2.5e-07" in agreeing
+    written = watch(plan, CompiledChecked(0.04, False, None))
     assert "by 4.0e-02 of themselves); going on without them" in written
-    broken = {**event, "difference": None, "kept": False, "error": "InductorError: no [room]"}
-    assert "going on without: InductorError: no [room]" in watch(plan, broken)[0]
+    broken = CompiledChecked(None, False, "InductorError: no [room]")
+    assert "going on without: InductorError: no [room]" in watch(plan, broken)

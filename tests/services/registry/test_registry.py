@@ -51,7 +51,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def register(registry: Registry, files: dict[str, Path], digit: str = "c") -> int:
-    run_id = registry.record.open_sweep("aya", "s1")
+    run_id = registry.runs.open_sweep("aya", "s1")
     card = replace(CARD, checkpoint_sha256=digit * 64)
     return registry.register("aya.sd15", run_id, files, card)
 
@@ -238,7 +238,7 @@ def test_new_store_is_made_quietly_in_the_home_only(
     monkeypatch.chdir(tmp_path)
     home = tmp_path / "home"
     registry = Registry(f"sqlite:///{home / 'mlflow.db'}", home / "mlartifacts")
-    registry.record.open_sweep("aya", "s1")
+    registry.runs.open_sweep("aya", "s1")
     logging.getLogger("alembic").info("would be shown")
     assert capfd.readouterr().err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

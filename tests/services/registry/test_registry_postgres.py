@@ -78,7 +78,7 @@ def test_an_adapter_is_registered_promoted_and_fetched(
     registry = Registry(database, tmp_path / "mlartifacts")
     weights = tmp_path / "aya.safetensors"
     weights.write_bytes(b"kohya weights")
-    run = registry.record.open_sweep("aya", "s1")
+    run = registry.runs.open_sweep("aya", "s1")
     version = registry.register("aya.sd15", run, {"kohya": weights}, CARD)
     assert registry.register("aya.sd15", run, {"kohya": weights}, CARD) == version
     registry.set_alias("aya.sd15", version, "production")

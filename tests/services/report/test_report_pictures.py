@@ -19,7 +19,6 @@ from services.report.plots import (
     DARK,
     LIGHT,
     LOSS_SMOOTHING,
-    figure_picture,
     identity_figure,
     loss_figure,
     smoothed,
@@ -158,6 +157,7 @@ def test_no_point_lies_on_the_frame_however_near_it_is_to_a_limit() -> None:
 @pytest.mark.parametrize("draw", [identity_figure, trade_off_figure, loss_figure])
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_figure_as_a_picture_is_not_blank(draw, theme) -> None:
-    picture = figure_picture(draw(examples.character(), theme))
-    assert picture.mode == "RGB"
+    buffer = io.BytesIO()
+    draw(examples.character(), theme).savefig(buffer, format="png")
+    picture = Image.open(buffer).convert("RGB")
     assert picture.getcolors(maxcolors=10) is None

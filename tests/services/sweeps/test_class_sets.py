@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from captioning import DatasetVersion, UserError
-from services.coordinator.run import plan_config, prepare_sweep
 from services.farm.settings import Home, Settings
 from services.sweeps.estimates import Estimator
 from services.sweeps.files import sweeps
 from services.sweeps.plan import SweepConfig, plan_sweep
+from services.sweeps.prepare import plan_config, prepare_sweep
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def test_a_trial_stands_for_what_the_folder_holds(
     assert plan_config(home, dataset, config(name), "test")[1] == first  # the set by its name
 
     # A sweep's record names the set: it plans the same trials, whatever becomes of the folder.
-    prepare_sweep(home, dataset, config(people), "test", Console(file=io.StringIO()))
+    prepare_sweep(home, dataset, config(people), "test")
     (people / "0.png").unlink()
     (record,) = sweeps(home.store, "aya")
     again = plan_sweep(record.config, dataset, record.base_hash, record.family, record.sweep)

@@ -12,18 +12,20 @@ import yaml
 from rich.console import Console
 
 from captioning import DatasetVersion, UserError, load_config
-from services.cli.estimate import quantised_forms
-from services.coordinator.run import plan_config, prepare_sweep
+from services.cli.sweep import print_prepared
+from services.farm.durations import duration
 from services.farm.machine import GIB
 from services.farm.settings import Home, Settings, open_home
-from services.sweeps.estimate_text import duration, known_line
+from services.sweeps.estimate_text import known_line
 from services.sweeps.estimates import (
     Estimator,
     PackEstimate,
     change_that_fits,
 )
 from services.sweeps.measurements import MeasurementStore
+from services.sweeps.measuring import quantised_forms
 from services.sweeps.plan import SweepConfig, plan_sweep
+from services.sweeps.prepare import plan_config, prepare_sweep
 from training import STARTER_BASE, BaseFacts, Measurement, ProbeRequest, Recipe, base_facts
 
 SWEEP = """
@@ -208,7 +210,7 @@ def test_the_line_before_a_sweep(base: BaseFacts):
     ("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (7500, "2 h 05 min")]
 )
 def test_durations_are_said_as_people_say_them(seconds: float, said: str):
-    assert duration(seconds) == said
+    assert duration(seconds, estimated=True) == said
 
 
 def test_a_sweep_begins_with_what_is_known(
@@ -219,7 +221,8 @@ def test_a_sweep_begins_with_what_is_known(
 
     def said() -> str:
         stream = io.StringIO()
-        prepare_sweep(home, dataset, config, "test", Console(file=stream, width=200))
+        prepared = prepare_sweep(home, dataset, config, "test")
+        print_prepared(prepared, Console(file=stream, width=200))
         return stream.getvalue()
 
     assert "estimated" not in said()

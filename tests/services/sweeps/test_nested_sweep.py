@@ -15,13 +15,13 @@ from score_examples import score
 
 from captioning import DatasetVersion, UserError
 from services.cli.leaderboard import print_leaderboard
-from services.coordinator.run import plan_config, steps_done
 from services.farm.settings import Home, Settings
 from services.registry.bundle import card_json
 from services.report import build_report
 from services.sweeps.estimates import Estimator, checkpoints_left
 from services.sweeps.files import newest_scored, record_sweep
 from services.sweeps.plan import SweepConfig, plan_sweep
+from services.sweeps.prepare import plan_config, steps_done
 from training import Limits, approximation, choose_winner
 from training.checkpoints import save_checkpoint
 

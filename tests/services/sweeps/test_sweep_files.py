@@ -11,11 +11,11 @@ from score_examples import score
 
 from captioning import DatasetVersion, UserError
 from services.cli.leaderboard import leaderboard_command
-from services.coordinator.run import plan_config
 from services.farm.settings import Home, Settings
 from services.sweeps import files as sweep_files
 from services.sweeps.files import newest_scored, record_sweep
 from services.sweeps.plan import SweepConfig
+from services.sweeps.prepare import plan_config
 from training.checkpoints import save_checkpoint
 
 
@@ -44,7 +44,7 @@ def test_a_sweep_that_failed_hides_none_that_is_scored(
 
 
 class Clock:
-    """Of another hour than the clock before: sweeps are dated to the second."""
+    """A clock that stands at a given hour, since sweeps are dated to the second."""
 
     def __init__(self, hour: int) -> None:
         self._hour = hour

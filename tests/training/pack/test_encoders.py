@@ -20,13 +20,14 @@ from tiny_families import build
 
 from captioning import DatasetVersion
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
+from training.cuts import cut_network
 from training.data.batches import CLASS_STREAM, Batch, draw_batch
 from training.data.captions import CaptionPlan
 from training.data.latents import LatentCache, encode_dataset, encode_samples
 from training.families import Base, load_base
 from training.loop import Callbacks, train, train_pack
 from training.losses import pack_losses
-from training.nested import cut_adapter, cut_network
+from training.nested import cut_adapter
 from training.pack.adapters import (
     adapted_layers,
     cut_at,

@@ -35,9 +35,10 @@ from training.group import Group, Ledger
 from training.pack.layer import BankLinear
 from training.recipe import Recipe
 from training.run.job import SweepJob, TrialSpec
-from training.run.worker import FAILED_FILE, SETUP, SetupError, Worker
+from training.run.worker import SETUP, SetupError, Worker
 from training.scoring.prompts import Limits, ScoringConfig
 from training.scoring.scores import Score
+from training.trial_files import FAILED_FILE
 
 SCORING = ScoringConfig(
     prompts=("{subject}, smile", "{subject}, hat"),

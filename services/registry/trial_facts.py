@@ -1,4 +1,4 @@
-"""What the record keeps of a trial: its facts, its curves, its params, as plain values.
+"""What MLflow keeps of a trial: its facts, its curves, its params, as plain values.
 
 A trial's folder and scores in, points, params and tags out. Pure but for reading `metrics.jsonl`;
 knows nothing of MLflow.
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from services.sweeps.trial_files import IntervalLike, Measures, read_metrics
+from training import Interval, Measures, read_metrics
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DatasetReference:
 
 
 @dataclass(frozen=True)
-class TrialRecord:
+class TrialFacts:
     """Everything about a trial that its run shows."""
 
     trial: str
@@ -32,7 +32,7 @@ class TrialRecord:
     dataset: DatasetReference
     trial_dir: Path
     scores: Mapping[int, Measures]  # by checkpoint step
-    state: str  # "running" | "finished" | "failed"
+    state: str  # "running" | "succeeded" | "failed", or another one of mlflow_runs.RUN_STATUS
     tags: Mapping[str, str] = field(default_factory=dict)  # base, family, embedder, ...
 
 
@@ -44,7 +44,7 @@ class Point:
     timestamp: int  # milliseconds since 1970
 
 
-def trial_points(trial: TrialRecord, start_ms: int) -> Iterator[Point]:
+def trial_points(trial: TrialFacts, start_ms: int) -> Iterator[Point]:
     """The trial's curves. A point's time is the run's start plus the training time up to its step.
 
     That makes points a function of the folder alone, so that a repeated batch adds no row.
@@ -63,9 +63,7 @@ def trial_points(trial: TrialRecord, start_ms: int) -> Iterator[Point]:
             yield from _interval_points(name, interval, step, timestamp)
 
 
-def _interval_points(
-    name: str, interval: IntervalLike, step: int, timestamp: int
-) -> Iterator[Point]:
+def _interval_points(name: str, interval: Interval, step: int, timestamp: int) -> Iterator[Point]:
     yield Point(f"score/{name}", step, interval.value, timestamp)
     yield Point(f"score/{name}.low", step, interval.low, timestamp)
     yield Point(f"score/{name}.high", step, interval.high, timestamp)

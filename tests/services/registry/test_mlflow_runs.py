@@ -16,10 +16,10 @@ from PIL import Image
 
 from captioning import UserError
 from services.registry.registry import Registry
-from services.registry.trial_record import DatasetReference, TrialRecord, public_value
-from services.sweeps.trial_files import MEASURES, Interval, read_effective_batch, read_metrics
+from services.registry.trial_facts import DatasetReference, TrialFacts, public_value
+from training import MEASURES, Interval, read_effective_batch, read_metrics
 
-SCORES = {name: Interval(0.5, 0.4, 0.6) for name in MEASURES}
+SCORES = {name: Interval(value=0.5, low=0.4, high=0.6) for name in MEASURES}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def open_registry(tmp_path: Path, empty_store: Path) -> Callable[[], Registry]:
 
 
 @pytest.fixture
-def trial(tmp_path: Path) -> TrialRecord:
+def trial(tmp_path: Path) -> TrialFacts:
     """A finished trial of 6 steps with a scored checkpoint at 3 and at 6."""
     trial_dir = tmp_path / "runs" / "t0123456789ab"
     for step in (3, 6):
@@ -51,13 +51,13 @@ def trial(tmp_path: Path) -> TrialRecord:
     write_rows(trial_dir, range(1, 7))
     manifest = tmp_path / "manifest.json"
     manifest.write_text('{"images": 6}')
-    return TrialRecord(
+    return TrialFacts(
         trial="t0123456789ab",
         recipe={"network": {"rank": 8, "alpha": None}, "steps": 6},
         dataset=DatasetReference("aya", "v0001-1a2b3c4d", manifest, "ab" * 32),
         trial_dir=trial_dir,
         scores={3: SCORES, 6: SCORES},
-        state="finished",
+        state="succeeded",
         tags={"lorafarm.base": "/home/someone/models/starter", "lorafarm.family": "sd15"},
     )
 
@@ -109,14 +109,14 @@ def artifacts(client: MlflowClient, run_id: str, folder: str = "") -> list[str]:
 
 
 def client_of(registry: Registry) -> MlflowClient:
-    return registry.record._client
+    return registry.runs._client
 
 
-def record_all(registry: Registry, trial: TrialRecord) -> str:
-    sweep = registry.record.open_sweep("aya", "s1", {"lorafarm.base": "starter"})
-    run_id = registry.record.record_trial(sweep, trial)
-    registry.record.log_picture(run_id, "contact_sheet", Image.new("RGB", (4, 4), "teal"))
-    registry.record.close_sweep(sweep)
+def record_all(registry: Registry, trial: TrialFacts) -> str:
+    sweep = registry.runs.open_sweep("aya", "s1", {"lorafarm.base": "starter"})
+    run_id = registry.runs.record_trial(sweep, trial)
+    registry.runs.log_picture(run_id, "contact_sheet", Image.new("RGB", (4, 4), "teal"))
+    registry.runs.close_sweep(sweep)
     return run_id
 
 
@@ -195,7 +195,7 @@ def test_killed_after_any_call_and_run_again_equals_an_unbroken_run(
     for calls in range(1000):
         registry = home(calls + 1)
         mortal = home(calls + 1)
-        mortal.record._client = MortalClient(client_of(registry), calls)  # type: ignore[assignment]
+        mortal.runs._client = MortalClient(client_of(registry), calls)  # type: ignore[assignment]
         try:
             record_all(mortal, trial)
         except Killed:
@@ -207,16 +207,16 @@ def test_killed_after_any_call_and_run_again_equals_an_unbroken_run(
 
 
 def test_run_left_running_by_a_killed_process_is_found_and_finished(open_registry, trial) -> None:
-    half = TrialRecord(**{**trial.__dict__, "state": "running", "scores": {3: SCORES}})
+    half = TrialFacts(**{**trial.__dict__, "state": "running", "scores": {3: SCORES}})
     write_rows(trial.trial_dir, range(1, 5))
     registry = open_registry()
-    sweep = registry.record.open_sweep("aya", "s1")
-    left = registry.record.record_trial(sweep, half)
+    sweep = registry.runs.open_sweep("aya", "s1")
+    left = registry.runs.record_trial(sweep, half)
     assert client_of(registry).get_run(left).info.status == "RUNNING"
 
     write_rows(trial.trial_dir, range(1, 7))
     again = open_registry()
-    assert again.record.record_trial(again.record.open_sweep("aya", "s1"), trial) == left
+    assert again.runs.record_trial(again.runs.open_sweep("aya", "s1"), trial) == left
     client = client_of(again)
     assert client.get_run(left).info.status == "FINISHED"
     steps = [m.step for m in client.get_metric_history(left, "train/loss")]
@@ -225,42 +225,42 @@ def test_run_left_running_by_a_killed_process_is_found_and_finished(open_registr
 
 def test_failed_trial_that_is_resumed_ends_finished(open_registry, trial) -> None:
     registry = open_registry()
-    sweep = registry.record.open_sweep("aya", "s1")
-    failed = TrialRecord(**{**trial.__dict__, "state": "failed"})
-    run_id = registry.record.record_trial(sweep, failed)
+    sweep = registry.runs.open_sweep("aya", "s1")
+    failed = TrialFacts(**{**trial.__dict__, "state": "failed"})
+    run_id = registry.runs.record_trial(sweep, failed)
     assert client_of(registry).get_run(run_id).info.status == "FAILED"
-    registry.record.record_trial(sweep, trial)
+    registry.runs.record_trial(sweep, trial)
     assert client_of(registry).get_run(run_id).info.status == "FINISHED"
 
 
 def test_changed_scores_file_is_sent_again(open_registry, trial) -> None:
     registry = open_registry()
-    sweep = registry.record.open_sweep("aya", "s1")
+    sweep = registry.runs.open_sweep("aya", "s1")
     scores = trial.trial_dir / "step-000006" / "scores.json"
     scores.write_text("old")
-    run_id = registry.record.record_trial(sweep, trial)
+    run_id = registry.runs.record_trial(sweep, trial)
     scores.write_text("new")
-    registry.record.record_trial(sweep, trial)
+    registry.runs.record_trial(sweep, trial)
     path = client_of(registry).download_artifacts(run_id, "checkpoints/step-000006/scores.json")
     assert Path(path).read_text() == "new"
 
 
 def test_trials_of_two_characters_lie_in_two_experiments(open_registry) -> None:
     registry = open_registry()
-    first = registry.record.open_sweep("aya", "s1")
-    second = registry.record.open_sweep("ben", "s1")
+    first = registry.runs.open_sweep("aya", "s1")
+    second = registry.runs.open_sweep("ben", "s1")
     assert first != second
 
 
 def test_deleted_experiment_is_explained(open_registry) -> None:
     registry = open_registry()
-    registry.record.open_sweep("aya", "s1")
+    registry.runs.open_sweep("aya", "s1")
     client = client_of(registry)
     experiment = client.get_experiment_by_name("aya")
     assert experiment is not None
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(UserError, match="restore"):
-        registry.record.open_sweep("aya", "s1")
+        registry.runs.open_sweep("aya", "s1")
 
 
 def test_no_folder_of_the_person_reaches_the_run(open_registry, trial, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The record: one MLflow experiment per character, one run per sweep, one nested run per trial.
+"""One MLflow experiment per character, one run per sweep, one nested run per trial.
 
 Folders of trials in, runs out. Every call compares with what MLflow holds and adds only what is
 missing, so that a command killed between any two calls is repeated without a duplicate.
@@ -15,15 +15,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from captioning import UserError
-from services.registry.trial_record import (
+from services.registry.trial_facts import (
     DatasetReference,
     Point,
-    TrialRecord,
+    TrialFacts,
     dotted_params,
     public_tags,
     trial_points,
 )
-from services.sweeps.trial_files import step_folders
+from training import step_folders
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,20 +32,29 @@ if TYPE_CHECKING:
 
 SWEEP_TAG = "lorafarm.sweep"
 TRIAL_TAG = "lorafarm.trial"
+STATE_TAG = "lorafarm.state"
 PUSHED_TAG = "lorafarm.pushed."
 PARENT_TAG = "mlflow.parentRunId"
 # Limits of MLflow's log_batch (mlflow/utils/validation.py).
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
-# What a checkpoint folder gives to the record. The optimiser's state stays in the store: it is
+# What a checkpoint folder gives to its run. The optimiser's state stays in the store: it is
 # twice the adapter's size and of use to nobody but a resumed trial.
 CHECKPOINT_FILES = ("adapter.safetensors", "recipe.yaml", "manifest.json", "scores.json")
 
 
-_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED"}
+# The state of a sweep or a trial in MLflow's words; the tag STATE_TAG of its run holds our own.
+RUN_STATUS = {
+    "queued": "SCHEDULED",
+    "running": "RUNNING",
+    "verifying": "RUNNING",
+    "succeeded": "FINISHED",
+    "failed": "FAILED",
+    "cancelled": "KILLED",
+}
 
 
-class Record:
+class MlflowRuns:
     """Sweeps and trials as MLflow runs."""
 
     def __init__(self, client: MlflowClient, artifacts: Path | None) -> None:
@@ -62,28 +71,28 @@ class Record:
                 run_name=f"sweep {sweep}",
                 tags={**public_tags(tags or {}), SWEEP_TAG: sweep, "lorafarm.kind": "sweep"},
             )
-        self._set_status(run, "RUNNING")
+        self._set_state(run, "running")
         return str(run.info.run_id)
 
-    def close_sweep(self, run_id: str, state: str = "finished") -> None:
-        """Mark the sweep's run "finished" or "failed"; closing it again changes nothing."""
-        self._set_status(self._client.get_run(run_id), _STATUS[state])
+    def close_sweep(self, run_id: str, state: str = "succeeded") -> None:
+        """Mark the sweep's run "succeeded" or "failed"; closing it again changes nothing."""
+        self._set_state(self._client.get_run(run_id), state)
 
-    def record_trial(self, sweep_run: str, trial: TrialRecord) -> str:
+    def record_trial(self, sweep_run: str, trial: TrialFacts) -> str:
         """Bring the trial's run up to what its folder holds, and return the run id.
 
         A trial that several sweeps share keeps the run of the first one. Raises ValueError for a
         malformed `metrics.jsonl` and KeyError for an unknown state.
         """
-        status = _STATUS[trial.state]
+        if trial.state not in RUN_STATUS:
+            raise KeyError(trial.state)
         experiment = self._experiment(trial.dataset.character)
         run = self._find(experiment, TRIAL_TAG, trial.trial)
         if run is None:
             tags = {PARENT_TAG: sweep_run, TRIAL_TAG: trial.trial, "lorafarm.kind": "trial"}
             run = self._client.create_run(experiment, run_name=trial.trial, tags=tags)
         run_id = str(run.info.run_id)
-        if run.info.status != "FINISHED":
-            self._set_status(run, "RUNNING")
+        self._set_state(run, "running")
         dataset = trial.dataset
         self._add_tags(
             run,
@@ -102,7 +111,7 @@ class Record:
             files = {f"{target}/{name}": folder / name for name in CHECKPOINT_FILES}
             present = {path: file for path, file in files.items() if file.exists()}
             self._push(run_id, f"step-{step:06d}", present)
-        self._set_status(run, status)
+        self._set_state(run, trial.state)
         return run_id
 
     def log_picture(self, run_id: str, name: str, picture: Image) -> None:
@@ -111,10 +120,6 @@ class Record:
             file = Path(folder) / f"{name}.png"
             picture.save(file)
             self._push(run_id, f"picture.{name}", {f"pictures/{name}.png": file})
-
-    def log_file(self, run_id: str, path: str, file: Path) -> None:
-        """Keep `file` as the run's artifact `path`, such as "report/report.html"."""
-        self._push(run_id, f"file.{path}", {path: file})
 
     def push_folder(self, run_id: str, folder: str, files: Mapping[str, Path]) -> None:
         """Keep `files` (relative path to local file) as artifacts below `folder` of the run."""
@@ -150,14 +155,20 @@ class Record:
         )
         return runs[0] if runs else None
 
-    def _set_status(self, run: Run, status: str) -> None:
-        current = self._client.get_run(run.info.run_id).info.status
-        if current == status or (current == "FINISHED" and status == "RUNNING"):
+    def _set_state(self, run: Run, state: str) -> None:
+        """Bring the run's status and its state tag to `state`; what has succeeded stays so."""
+        run_id, status = run.info.run_id, RUN_STATUS[state]
+        current = self._client.get_run(run_id)
+        if current.info.status == "FINISHED" and status == "RUNNING":
             return
-        if status == "RUNNING":
-            self._client.update_run(run.info.run_id, status=status)
+        if current.data.tags.get(STATE_TAG) != state:
+            self._client.set_tag(run_id, STATE_TAG, state)
+        if current.info.status == status:
+            return
+        if status in ("SCHEDULED", "RUNNING"):
+            self._client.update_run(run_id, status=status)
         else:
-            self._client.set_terminated(run.info.run_id, status=status)
+            self._client.set_terminated(run_id, status=status)
 
     def _add_tags(self, run: Run, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
