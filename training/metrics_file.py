@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from captioning import write_atomic
-from training.trial_files import METRICS_FILE
 
+METRICS_FILE = "metrics.jsonl"
 Row = dict[str, Any]
 
 

@@ -7,50 +7,21 @@ counted by their place in the whole step, so the result is equal up to float rou
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from captioning import UserError, write_atomic
 from training.events import MemorySplit
+from training.out_of_memory import free_cached
 from training.pack.pack import Pack
 from training.pack.slot import Slot
 from training.recipe import Recipe
 from training.trial_files import ACCUMULATION, BATCH_SIZE, EFFECTIVE_FILE
 
-# What PyTorch's CPU allocator says (c10/core/impl/alloc_cpu.cpp), and C++ where it is not asked.
-_CPU_WORDS = ("DefaultCPUAllocator", "bad_alloc")
-# All that oneDNN says when it finds no memory for the code of a convolution.
-_ONEDNN_WORDS = "could not create a primitive"
-
 
 class OutOfMemory(UserError):
     """A pack does not fit, with smaller micro-batches either; raised on every worker alike."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the accelerator or in the host's memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = str(error).strip()
-    return isinstance(error, RuntimeError) and (
-        words == _ONEDNN_WORDS or any(word in words for word in _CPU_WORDS)
-    )
-
-
-def first_words(error: BaseException) -> str:
-    """What it says first: to be kept in its place, as the error holds on to what was allocated."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def free_cached(device: torch.device) -> None:
-    """Give back the cached blocks of what failed, so that other sizes find room."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 class MicroBatches:
@@ -93,7 +64,7 @@ class MicroBatches:
     def untold(self, pack: Pack) -> list[Slot]:
         """Slots in smaller micro-batches than planned, whose folders do not say so yet.
 
-        Those of a pack that ran out of memory, and of trials that took a seat in it later; to be
+        Those of a pack that ran out of memory, and of trials that took a slot in it later; to be
         asked when a step has fitted, and answered once.
         """
         if self.recipe.batch_size == self._planned_size:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.metrics_file import METRICS_FILE
 from training.scoring.measures import Interval
 from training.scoring.scores import SCORES_FILE, Score
 
-METRICS_FILE = "metrics.jsonl"
 EFFECTIVE_FILE = "effective_batch.json"
 FAILED_FILE = "failed.json"
 # Fields of `effective_batch.json`.

@@ -34,7 +34,7 @@ from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, lo
 from training.data.batches import draw_batch
 from training.data.crop import read_pixels
 from training.events import StepTaken
-from training.loop import train_pack
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 
 PICTURES = Path(__file__).parents[2] / "services" / "cli" / "demo" / "pictures" / "aya"
@@ -159,7 +159,7 @@ def compare(base: str, device: str, recipe: Recipe, slots: int) -> list[Taken]:
 
         recipes = [recipe.model_copy(update={"seed": number}) for number in range(slots)]
         trials = [Trial(Path(folder) / f"t{k}", own, cache) for k, own in enumerate(recipes)]
-        train_pack(ours, trials, on_failure=fail, on_event=take_turns)
+        train_pack(ours, trials, Callbacks(fail, on_event=take_turns))
     if max(differences) > LOSS_TOLERANCE:
         raise SystemExit(f"the losses differ by up to {max(differences):.2g} of themselves")
     print(f"losses of {len(differences)} steps agree within {max(differences):.1g} of themselves")

@@ -19,7 +19,7 @@ from training.events import CheckpointScored, Event, StepTaken, TrialSucceeded
 from training.families import Base, load_base
 from training.fitting import fit_recipe
 from training.group import Group
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.nested import cut_adapter
 from training.pack.adapters import (
     adapter_state,
@@ -186,16 +186,16 @@ def test_in_company_and_interrupted_as_alone(
             Trial(tmp_path / folder / f"t{k}", one, tiny_cache) for k, one in enumerate(recipes)
         ]
 
-    train_pack(tiny_base, trials("packed"), on_failure=fail)
+    train_pack(tiny_base, trials("packed"), Callbacks(fail))
     steps: list[int] = []
 
     def count(event: dict[str, Any]) -> None:
         steps.extend([event.step] if isinstance(event, StepTaken) else [])
 
     broken = trials("broken")
-    train_pack(tiny_base, broken, on_failure=fail, on_event=count, stop=lambda: len(steps) >= 6)
+    train_pack(tiny_base, broken, Callbacks(fail, on_event=count, stop=lambda: len(steps) >= 6))
     assert [c.step for c in list_checkpoints(broken[0].trial_dir)] == [2]
-    train_pack(tiny_base, broken, on_failure=fail)
+    train_pack(tiny_base, broken, Callbacks(fail))
     for trial in trials("packed"):
         wanted = adapter(trial.trial_dir)
         again = adapter(tmp_path / "broken" / trial.id)

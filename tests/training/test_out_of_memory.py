@@ -18,7 +18,8 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.events import Event, MemorySplit
 from training.families import Base, load_base
-from training.loop import train, train_pack
+from training.group import Workers
+from training.loop import Callbacks, train, train_pack
 from training.micro_batches import OutOfMemory
 from training.pack.slot import Trial
 from training.recipe import Recipe
@@ -109,10 +110,10 @@ def test_smaller_micro_batches_give_the_same_adapters(
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(tiny_base, pack(tmp_path / "whole"), on_failure=fail)
+    train_pack(tiny_base, pack(tmp_path / "whole"), Callbacks(fail))
     events: list[Event] = []
     sizes = limit_samples(tiny_base, 2 * split[0], monkeypatch)
-    train_pack(tiny_base, pack(tmp_path / "split"), on_failure=fail, on_event=events.append)
+    train_pack(tiny_base, pack(tmp_path / "split"), Callbacks(fail, on_event=events.append))
     assert sizes == [2 * batch_size, *[2 * split[0]] * (4 * split[1])]
     for k in range(2):
         assert_same_training(tmp_path / f"split/t{k}", tmp_path / f"whole/t{k}")
@@ -217,7 +218,7 @@ def train_rank(rank: int, port: int, base_path: Path, cache: LatentCache, folder
         return predict(latents, *arguments)
 
     base.predict = limited  # type: ignore[method-assign]
-    train(base, cache, recipe(batch_size=2), folder / "t0", rank, 2)
+    train(base, cache, recipe(batch_size=2), folder / "t0", Workers(rank, 2))
     dist.destroy_process_group()
 
 
@@ -254,7 +255,7 @@ def test_who_takes_a_seat_later_is_told_to_be_split_too(
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(tiny_base, trials, on_failure=fail, on_event=events.append, seats=1)
+    train_pack(tiny_base, trials, Callbacks(fail, on_event=events.append), trials_per_pack=1)
     told = [event.trials for event in events if isinstance(event, MemorySplit)]
     assert told == [("t0",), ("t1",)]
     assert effective(tmp_path / "t0") == effective(tmp_path / "t1") == (2, 2)

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 from training.data.latents import LatentCache
 from training.events import PackMeasured, StepTaken
 from training.families import Base
-from training.loop import train_pack
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -31,7 +31,7 @@ def recipe(**changes: Any) -> Recipe:
 def events_of(base: Base, cache: LatentCache, folder: Path, *recipes: Recipe) -> list[Any]:
     events: list[Any] = []
     trials = [Trial(folder / f"t{number}", recipe, cache) for number, recipe in enumerate(recipes)]
-    train_pack(base, trials, on_failure=lambda *a: pytest.fail(str(a)), on_event=events.append)
+    train_pack(base, trials, Callbacks(lambda *a: pytest.fail(str(a)), on_event=events.append))
     return events
 
 

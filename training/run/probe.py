@@ -23,8 +23,9 @@ from training.data.latents import Bucket, LatentCache
 from training.events import Event, MemorySplit, StepTaken
 from training.families import Base, family_of
 from training.frozen.quantised import load_quantised
-from training.loop import train_pack
-from training.micro_batches import OutOfMemory, is_out_of_memory
+from training.loop import Callbacks, train_pack
+from training.micro_batches import OutOfMemory
+from training.out_of_memory import is_out_of_memory
 from training.pack.slot import Trial
 from training.precision import base_dtype
 from training.recipe import Recipe
@@ -97,8 +98,9 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
     base = load_quantised(request.base, device, dtype, shared.base_precision)
     if request.gradient_checkpointing:
         base.denoiser.enable_gradient_checkpointing()
+    compiled = None
     if request.compile:
-        compile_blocks(base)
+        compiled = compile_blocks(base)
     base.release_encoders()
     steps: list[StepTaken] = []
     lacks: list[MemorySplit] = []
@@ -128,7 +130,8 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
             )
             for number, recipe in enumerate(request.recipes)
         ]
-        train_pack(base, trials, on_failure=fail, on_event=listen, stop=enough)
+        callbacks = Callbacks(on_failure=fail, on_event=listen, stop=enough)
+        train_pack(base, trials, callbacks, compiled=compiled)
     if lacks:  # it went on in smaller micro-batches, which is not what was asked
         return None
     peak = peak_resident_bytes()

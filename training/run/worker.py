@@ -41,8 +41,8 @@ from training.events import (
 )
 from training.frozen.quantised import BASE_PRECISIONS
 from training.frozen.zero import import_deepspeed
-from training.group import Group, Ledger
-from training.loop import train_pack
+from training.group import Group, Ledger, Workers
+from training.loop import Callbacks, train_pack
 from training.nested import write_cut
 from training.pack.adapters import cut_at, detach, load_adapter
 from training.pack.pack import shared_by_a_pack
@@ -120,16 +120,16 @@ class Worker:
             )
         if problem is not None:
             return problem
-        for specs, seats in self.group.rank_0_says(self._packs):
-            if not self._run_pack(specs, seats):
+        for specs, trials_per_pack in self.group.rank_0_says(self._packs):
+            if not self._run_pack(specs, trials_per_pack):
                 return None
         return None
 
     def _packs(self) -> list[tuple[list[TrialSpec], int]]:
-        """Trials that can share a pack, and its seats: as many as the largest planned pack has.
+        """Trials that can share a pack, with the number of those that train at a time.
 
-        Whoever leaves early gives its seat to the next. Trials that began with other samples per
-        step stand apart.
+        It is the size of the largest planned pack: a trial that leaves early gives its slot to the
+        next one. Trials that began with other samples per step stand apart.
         """
         workers = self.job.batch_workers or self.group.world_size
         alike: dict[tuple[object, ...], list[TrialSpec]] = {}
@@ -138,7 +138,7 @@ class Worker:
             alike.setdefault((*shared_by_a_pack(spec.recipe), samples), []).append(spec)
         packs = []
         for specs in alike.values():
-            planned = plan_packs([spec.recipe for spec in specs], self.job.max_slots)
+            planned = plan_packs([spec.recipe for spec in specs], self.job.trials_per_pack)
             in_order = [specs[index] for pack in planned for index in pack]
             packs.append((in_order, max(len(pack) for pack in planned)))
         return packs
@@ -185,21 +185,21 @@ class Worker:
             return self.group.rank_0_says(act)
         return in_step(self.group, self._base.for_training(recipe), act)
 
-    def _run_pack(self, planned: Sequence[TrialSpec], seats: int) -> bool:
-        """Train and score the trials, `seats` at a time; False when the driver asked to stop.
+    def _run_pack(self, planned: Sequence[TrialSpec], trials_per_pack: int) -> bool:
+        """Train and score the trials, so many at a time; False when the driver asked to stop.
 
         A pack that keeps killing its worker, or fails as a whole, is tried again in halves: most
         often it was too large, and at last the trial that it fails for stands alone.
         """
         specs, too_deadly = self.group.rank_0_says(lambda: self._admit(planned))
         if too_deadly:
-            return self._run_halves(planned, seats)
+            return self._run_halves(planned, trials_per_pack)
         if not specs:
             return True
         # With several workers only errors that all of them meet may be caught by all of them.
         survivable = Exception if self.group.world_size == 1 else UserError
         try:
-            return self._train_and_score(specs, seats)
+            return self._train_and_score(specs, trials_per_pack)
         except survivable as error:
             if self.job.is_shared_out:
                 self._base.release()  # a pass that broke off leaves blocks gathered
@@ -208,10 +208,10 @@ class Worker:
                 return True
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._run_halves(planned, seats)
+        return self._run_halves(planned, trials_per_pack)
 
-    def _run_halves(self, planned: Sequence[TrialSpec], seats: int) -> bool:
-        middle, fewer = len(planned) // 2, (seats + 1) // 2
+    def _run_halves(self, planned: Sequence[TrialSpec], trials_per_pack: int) -> bool:
+        middle, fewer = len(planned) // 2, (trials_per_pack + 1) // 2
         return all(self._run_pack(half, fewer) for half in (planned[:middle], planned[middle:]))
 
     def _admit(self, planned: Sequence[TrialSpec]) -> tuple[list[TrialSpec], bool]:
@@ -229,8 +229,8 @@ class Worker:
         self._enter(phase)
         return specs, False
 
-    def _train_and_score(self, specs: Sequence[TrialSpec], seats: int) -> bool:
-        """Of trials that share packs of `seats`; False when the driver asked to stop."""
+    def _train_and_score(self, specs: Sequence[TrialSpec], trials_per_pack: int) -> bool:
+        """Train and score trials that share packs; False when the driver asked to stop."""
         trials = {spec.trial: self._encoded_trial(spec) for spec in specs}
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base.for_training(specs[0].recipe)
@@ -240,18 +240,25 @@ class Worker:
         for spec in specs:
             last = last_with_state(spec.trial_dir)
             self._send(TrialStarted(spec.trial, last.step if last else 0, spec.recipe.steps))
+        callbacks = Callbacks(
+            on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
+            on_event=self.on_event,
+            on_checkpoint=lambda t, step, path: self._after_checkpoint(by_trial[t.id], step, path),
+            stop=self.stopped,
+        )
+        workers = Workers(
+            self.group.rank,
+            self.group.world_size,
+            self.job.batch_workers,
+            self.group if self.job.share_optimizers else None,
+        )
         done = train_pack(
             base,
             list(trials.values()),
-            rank=self.group.rank,
-            world_size=self.group.world_size,
-            on_event=self.on_event,
-            on_checkpoint=lambda t, step, path: self._after_checkpoint(by_trial[t.id], step, path),
-            on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
-            stop=self.stopped,
-            seats=seats,
-            batch_workers=self.job.batch_workers,
-            optimizers_shared_in=self.group if self.job.share_optimizers else None,
+            callbacks,
+            workers,
+            trials_per_pack=trials_per_pack,
+            compiled=self._base.compiled,
         )
         for spec in specs:
             if spec.trial not in done:
@@ -274,7 +281,7 @@ class Worker:
         for cut in spec.cuts:
             with cut_at(self._base.for_training(spec.recipe), cut.recipe.network.rank):
                 self._raise_together(cut, functools.partial(self._cut_and_score, cut, whole))
-        # Now, and not when the last of those that take its seat is done.
+        # Now, and not when the last of those that take its slot is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
         if self.group.rank == 0 and not self.job.keep_all_states:
@@ -378,6 +385,7 @@ class Worker:
             self.job.scoring,
             self._embedder,
             Path(self.job.score_dir),
+            reference.base_precision,
         )
         self._send(BaseScoring("succeeded"))
 

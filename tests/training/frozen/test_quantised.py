@@ -338,7 +338,7 @@ def test_packed_solo_resumed_scored_and_exported(
         wanted = last_adapter(again)
         assert all(torch.equal(t, wanted[name]) for name, t in last_adapter(packed).items())
 
-    alone = job("alone", recipes, max_slots=1)
+    alone = job("alone", recipes, trials_per_pack=1)
     run(alone)
     for packed, solo in zip(packed_ones.trials, alone.trials, strict=True):
         wanted = last_adapter(solo)

@@ -39,7 +39,7 @@ from training.frozen.sharding import (
     worker_mesh,
 )
 from training.frozen.zero import load_with_zero, release_engine
-from training.group import Group
+from training.group import Group, Workers
 from training.loop import train
 from training.recipe import Recipe
 from training.run.job import SweepJob, TrialSpec
@@ -80,7 +80,7 @@ def make_job(
     batch_size: int,
     **changes: Any,
 ) -> SweepJob:
-    """A LoRA of nested ranks, both DoRAs and a PiSSA for two seats, scored at every checkpoint."""
+    """A LoRA of nested ranks, both DoRAs and a PiSSA for two slots, scored at every checkpoint."""
     scoring = ScoringConfig(
         prompts=("{subject}, smile", "{subject}, hat"),
         unrelated=("a house",),
@@ -103,7 +103,7 @@ def make_job(
             )
             for i, own in enumerate(NETWORKS)
         ),
-        max_slots=2,
+        trials_per_pack=2,
         scoring=scoring,
         score_dir=str(folder / "base"),
     )
@@ -253,7 +253,7 @@ def run_out(rank: int, shared: Base, folder: Path) -> None:
     shared.predict = no_room  # type: ignore[method-assign]
     wanted = recipe({"rank": 2})
     with pytest.raises(torch.OutOfMemoryError):
-        train(shared, random_cache(shared, wanted), wanted, folder / "trial", rank, 2)
+        train(shared, random_cache(shared, wanted), wanted, folder / "trial", Workers(rank, 2))
 
 
 def look_at_weights(rank: int, folder: Path) -> None:
@@ -297,7 +297,7 @@ def look_at_half_type(rank: int, folder: Path, dtype: torch.dtype, offload: bool
     goes the way there and back.
     """
     base = load_base(folder, dtype=dtype)
-    shared = load_with_zero(str(folder), torch.device("cpu"), dtype, offload)
+    shared, engine = load_with_zero(str(folder), torch.device("cpu"), dtype, offload)
     assert is_sharded(shared)
     assert torch.equal(predicted(shared), predicted(base))
     for weight, share in zip(base.denoiser.parameters(), shared.denoiser.parameters(), strict=True):
@@ -306,9 +306,9 @@ def look_at_half_type(rank: int, folder: Path, dtype: torch.dtype, offload: bool
     if dtype == torch.float16:
         train_in_fp16(rank, shared, base, folder / f"offload-{offload}")
     # Nothing but this function may hold on to it, or the next base would find no room.
-    release_engine(shared)
+    release_engine(engine)
     gone = weakref.ref(shared.denoiser)
-    del shared, share
+    del shared, share, engine
     gc.collect()
     assert gone() is None
 
@@ -323,7 +323,7 @@ def train_in_fp16(rank: int, shared: Base, base: Base, folder: Path) -> None:
     wanted = recipe({"rank": 2, "method": "dora"}, precision="fp16")
     adapters = []
     for name, one in (("shared", shared), ("whole", base)):
-        train(one, random_cache(one, wanted), wanted, folder / f"fp16-{name}", rank, 2)
+        train(one, random_cache(one, wanted), wanted, folder / f"fp16-{name}", Workers(rank, 2))
         dist.barrier()  # rank 0 writes
         last = list_checkpoints(folder / f"fp16-{name}")[-1].path
         adapters.append(load_checkpoint(last).adapter)

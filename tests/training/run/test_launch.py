@@ -27,7 +27,7 @@ from training.events import (
 )
 from training.families import load_base
 from training.group import Group, Ledger
-from training.loop import train_pack
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 from training.run.job import SweepJob, TrialSpec
@@ -78,7 +78,7 @@ def train_here(base: Path, dataset: DatasetVersion, folder: Path, *recipes: Reci
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(loaded, trials, on_failure=fail)
+    train_pack(loaded, trials, Callbacks(fail))
     return [trial.trial_dir for trial in trials]
 
 

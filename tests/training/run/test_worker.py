@@ -357,7 +357,7 @@ def test_a_pack_that_does_not_fit_is_trained_in_halves(
 
 
 def test_the_job_bounds_the_pack(make_job: MakeJob) -> None:
-    job = replace(make_job(recipe(), recipe(seed=1), recipe(seed=2)), max_slots=2)
+    job = replace(make_job(recipe(), recipe(seed=1), recipe(seed=2)), trials_per_pack=2)
     _, events = run(job)
     packs = {e.trial: e.pack for e in events if isinstance(e, StepTaken)}
     assert packs == {"t0": 2, "t1": 2, "t2": 1}
