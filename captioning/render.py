@@ -225,19 +225,6 @@ def _by_hand(text: str, ready: Ready, encoder: Encoder) -> Caption:
     )
 
 
-def read_caption(text: str, character: Character) -> Caption:
-    """A caption that was not rendered (a file beside a picture, an older version), as it stands.
-
-    Nothing is changed or cut, so that lint sees what a trainer would. Raises UserError when the
-    encoder of the rules cannot be loaded.
-    """
-    encoder, class_word = encoder_of(character), plain_tag(character.class_word)
-    parts = (plain_tag(split_weight(part)[0]) for part in text.split(","))
-    known = {"", character.trigger.lower(), class_word}
-    tags = tuple(dict.fromkeys(part for part in parts if part not in known))
-    return Caption(text, tags, (), "", encoder.count(text), encoder.limit, by_hand=True)
-
-
 def _visible_only(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 

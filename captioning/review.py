@@ -126,13 +126,6 @@ def bad_rate_bound(total: int, read: int, bad: int = 0, confidence: float = CONF
     return float(allowed.max(initial=bad)) / total
 
 
-def endless_bound(read: int, bad: int = 0, confidence: float = CONFIDENCE) -> float:
-    """The same for captions without end (Clopper and Pearson 1934), one-sided."""
-    from scipy.stats import beta
-
-    return 1.0 if bad >= read else float(beta.ppf(confidence, bad + 1, read - bad))
-
-
 def review_queue(
     store: Store,
     character: Character,

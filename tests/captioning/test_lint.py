@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lint_examples import marked, of, rendered, texts
-from test_tokens import BOLIVANTE
+from long_caption import BOLIVANTE
 
 from captioning import Fixed, Replace, Seen
 from captioning.edits import Corrections

@@ -1,7 +1,7 @@
 """render(): the steps one by one, in their documented order."""
 
 import pytest
-from test_tokens import BOLIVANTE
+from long_caption import BOLIVANTE
 
 from captioning import Caption, Character, Fixed, Replace, Rules, Seen, render, render_all
 from captioning.edits import Corrections

@@ -33,7 +33,6 @@ from captioning.review import (
     Review,
     bad_rate_bound,
     draw_sample,
-    endless_bound,
     import_table,
     load_reviews,
     read_table,
@@ -72,9 +71,9 @@ def test_the_bound_tightens_with_reading_and_loosens_with_bad_ones() -> None:
     assert bad_rate_bound(100, 100) == 0
     assert bad_rate_bound(100, 100, 7) == 0.07
     assert bad_rate_bound(100, 20) < bad_rate_bound(100, 20, 1) < bad_rate_bound(100, 10, 1)
-    # Clopper and Pearson's limit for 0 of n is 1 - 0.05 ** (1 / n).
-    assert endless_bound(20) == pytest.approx(1 - 0.05 ** (1 / 20))
-    assert bad_rate_bound(10_000, 20) == pytest.approx(endless_bound(20), abs=1e-3)
+    # Among captions without end, 0 bad ones of n bound the rate by 1 - 0.05 ** (1 / n) (Clopper and
+    # Pearson 1934).
+    assert bad_rate_bound(10_000, 20) == pytest.approx(1 - 0.05 ** (1 / 20), abs=1e-3)
 
 
 def test_under_50_all_are_read_and_above_a_fifth_of_every_stratum() -> None:

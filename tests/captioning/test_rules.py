@@ -4,7 +4,7 @@ import csv
 from collections import Counter
 
 import pytest
-from test_tokens import BOLIVANTE
+from long_caption import BOLIVANTE
 
 from captioning import STARTER_TAGGER, Rules, UserError, parse_config
 from captioning.lexicon import lexicon

@@ -5,16 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from long_caption import BOLIVANTE
 
 from captioning import UserError
 from captioning.tokens import CLIP_TOKENIZER, load_encoder
-
-BOLIVANTE = (
-    "pantyhose, striped pantyhose, vertical-striped pantyhose, obi, sash, wide sleeves, "
-    "nail polish, kimono, japanese clothes, striped clothes, vertical-striped clothes, frills, "
-    "makeup, hair ornament, yellow hair ornament, purple eyes, eyeshadow, black hair, big hair, "
-    "single hair bun, hair bun, lipstick, black lips, pale skin, white skin"
-)
 
 
 @pytest.mark.parametrize(

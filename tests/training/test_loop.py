@@ -1,6 +1,5 @@
 """The loop against plain references: PEFT by hand, the large batch, an unbroken run."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -8,19 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.training_utils import compute_snr
-from peft import LoraConfig, get_peft_model_state_dict
+from pack_runs import poison, run_with_interruptions
+from plain_loop import peft_by_hand
 from safetensors.torch import load_file
+from trained_trials import last_adapter, losses, rows
 
 from captioning import UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
-from training.data.batches import draw_batch
 from training.data.latents import LatentCache
 from training.events import Event, PackMeasured, StepTaken
 from training.families import Base, load_base
 from training.loop import TrainingDiverged, train
-from training.objective import Diffusion
 from training.pack.adapters import is_attached
 from training.precision import resolve_precision
 from training.recipe import Recipe
@@ -42,85 +39,6 @@ def small(**changes: Any) -> Recipe:
         "seed": 11,
     }
     return Recipe.model_validate({**data, **changes})
-
-
-def rows(trial_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (trial_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(trial_dir: Path) -> list[float]:
-    return [row["loss"] for row in rows(trial_dir)]
-
-
-def last_adapter(trial_dir: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(list_checkpoints(trial_dir)[-1].path).adapter
-
-
-def adamw(recipe: Recipe) -> Callable[[list[Any], list[Any]], torch.optim.Optimizer]:
-    def make(others: list[Any], ups: list[Any]) -> torch.optim.Optimizer:
-        lr, eps = recipe.optimizer.lr, recipe.optimizer.eps  # type: ignore[union-attr]
-        faster = {"params": ups, "lr": lr * recipe.optimizer.lora_plus_ratio}  # type: ignore[union-attr]
-        groups = [{"params": others}, faster]
-        return torch.optim.AdamW(groups, lr=lr, eps=eps, weight_decay=0.01)
-
-    return make
-
-
-def peft_by_hand(
-    folder: Path,
-    cache: LatentCache,
-    recipe: Recipe,
-    make: Callable[[list[Any], list[Any]], torch.optim.Optimizer] | None = None,
-) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The same training with nothing but diffusers, PEFT and torch; only the draws are shared.
-
-    `make(others, ups)`: another optimiser than AdamW.
-    """
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    objective = Diffusion(scheduler.config.prediction_type, scheduler.alphas_cumprod)
-    vae_scale = 0.18215
-    unet.requires_grad_(False)
-    torch.manual_seed(recipe.seed)
-    config = LoraConfig(
-        r=recipe.network.rank,
-        lora_alpha=recipe.network.rank if recipe.network.alpha is None else recipe.network.alpha,
-        target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-        use_dora=recipe.network.method == "dora",
-        use_rslora=recipe.network.rank_stabilised,
-    )
-    unet.add_adapter(config)
-    parameters = [p for p in unet.parameters() if p.requires_grad]
-    ups = [p for name, p in unet.named_parameters() if "lora_B" in name]
-    others = [p for p in parameters if not any(p is up for up in ups)]
-    optimizer = (make or adamw(recipe))(others, ups)
-    history = []
-    for step in range(recipe.steps):
-        draws = draw_batch(recipe, cache, step, range(4), 4, objective)
-        latents = draws.posterior_samples * vae_scale
-        noisy = scheduler.add_noise(latents, draws.noise, draws.timesteps)
-        snr = compute_snr(scheduler, draws.timesteps)
-        clipped = snr.clamp(max=5.0)
-        if scheduler.config.prediction_type == "v_prediction":
-            target = scheduler.get_velocity(latents, draws.noise, draws.timesteps)
-            weights = clipped / (snr + 1)
-        else:
-            target = draws.noise
-            weights = clipped / snr
-        output = unet(noisy, draws.timesteps, draws.conditions["text"], return_dict=False)[0]
-        errors = torch.nn.functional.mse_loss(output, target, reduction="none")
-        if (c := recipe.huber_c) is not None:  # as in sd-scripts' conditional_loss
-            errors = 2 * c * (torch.sqrt((output - target) ** 2 + c**2) - c)
-        loss = (errors.mean(dim=[1, 2, 3]) * weights).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append(loss.item())
-    if hasattr(optimizer, "eval"):
-        optimizer.eval()
-    state = get_peft_model_state_dict(unet)
-    return history, {f"unet.{name}": tensor for name, tensor in state.items()}
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -256,22 +174,6 @@ def test_events_metrics_and_checkpoints_tell_the_same(
     assert (again, len(events)) == (5, 5)
 
 
-def run_with_interruptions(
-    base: Base, cache: LatentCache, recipe: Recipe, trial_dir: Path, stops: list[int]
-) -> None:
-    for stop_after in stops:
-        done: list[Event] = []
-        train(
-            base,
-            cache,
-            recipe,
-            trial_dir,
-            on_event=lambda event, done=done: isinstance(event, StepTaken) and done.append(event),
-            stop=lambda done=done, stop_after=stop_after: len(done) + 1 >= stop_after,
-        )
-    train(base, cache, recipe, trial_dir)
-
-
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_an_interrupted_run_equals_an_unbroken_one_bit_for_bit(
     tiny_v_base: Base, tiny_v_cache: LatentCache, tmp_path: Path, method: str
@@ -329,25 +231,6 @@ def test_half_precision_stays_near_fp32(
     # Unscaled before they are clipped and reported.
     expected = [row["grad_norm"] for row in rows(tmp_path / "fp32")]
     assert norms == pytest.approx(expected, rel=0.1)
-
-
-def poison(base: Base, step: int, monkeypatch: pytest.MonkeyPatch, gradient: bool) -> None:
-    """Make the gradient, or the loss, of the given call of the UNet infinite."""
-    calls = 0
-    predict = base.predict
-
-    def poisoned(*arguments: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        output = predict(*arguments)
-        if calls != step:
-            return output
-        if not gradient:
-            return output * math.inf
-        output.register_hook(lambda grad: grad * math.inf)
-        return output
-
-    monkeypatch.setattr(base, "predict", poisoned)
 
 
 def test_an_overflowed_fp16_step_is_skipped_and_the_scale_halves(

@@ -322,12 +322,17 @@ def vae_factor(folder: Path) -> int:
     return int(2 ** len(halvings))
 
 
-def refuse_other_inputs(base: Base, channels: int) -> None:
-    """UserError when the denoiser takes more than latents: an inpainting or depth model."""
-    if channels != base.latent_channels:
+def refuse_other_inputs(
+    base: Base, expected: int, other: str = "an inpainting or depth model"
+) -> None:
+    """UserError when the denoiser takes more than latents of `expected` channels.
+
+    `other` says which models of the family do so.
+    """
+    channels = base.denoiser.config.in_channels
+    if channels != expected:
         raise UserError(
             str(base.folder / base.denoiser_name / "config.json"),
-            f"in_channels is {channels}, but the VAE has {base.latent_channels} latent channels "
-            "(an inpainting or depth model?)",
+            f"in_channels is {channels}, but latents have {expected} channels ({other}?)",
             "use the text-to-image model of the family",
         )

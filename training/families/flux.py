@@ -12,8 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioning import UserError
-from training.families.base import Base, Conditions, even_flow_sampler, flow_objective
+from training.families.base import (
+    Base,
+    Conditions,
+    even_flow_sampler,
+    flow_objective,
+    refuse_other_inputs,
+)
 from training.families.clip_text import clip_tokens
 from training.families.files import language_model_dtype, load_network, load_part
 from training.families.patches import from_tokens, to_tokens
@@ -77,13 +82,9 @@ class FluxBase(Base):
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = flow_objective(folder, self.patch)
         self.denoiser = load_network(FluxTransformer2DModel, folder, "transformer", dtype, device)
-        if self.denoiser.config.in_channels != self.latent_channels * self.patch**2:
-            raise UserError(
-                str(folder / "transformer" / "config.json"),
-                f"in_channels is {self.denoiser.config.in_channels}, expected "
-                f"{self.latent_channels * self.patch**2} (a Fill, Depth or Canny model?)",
-                "use the text-to-image model of the family",
-            )
+        refuse_other_inputs(
+            self, self.latent_channels * self.patch**2, "a Fill, Depth or Canny model"
+        )
         self.tokenizers = {
             "tokenizer": load_part(CLIPTokenizer, folder, "tokenizer"),
             "tokenizer_2": load_part(T5TokenizerFast, folder, "tokenizer_2"),

@@ -87,7 +87,7 @@ class Flux2Base(Base):
         self.vae_factor *= VAE_PATCH
         self.objective = flow_objective(folder, self.patch)
         self.denoiser = load_network(Flux2Transformer2DModel, folder, "transformer", dtype, device)
-        refuse_other_inputs(self, self.denoiser.config.in_channels)
+        refuse_other_inputs(self, self.latent_channels)
         self.tokenizers = {"tokenizer": load_part(AutoTokenizer, folder, "tokenizer")}
         index = read_json(folder / INDEX_FILE)
         self._is_dev = index["_class_name"] == "Flux2Pipeline"

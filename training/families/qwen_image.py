@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioning import UserError
-from training.families.base import Base, Conditions, even_flow_sampler, flow_objective
+from training.families.base import (
+    Base,
+    Conditions,
+    even_flow_sampler,
+    flow_objective,
+    refuse_other_inputs,
+)
 from training.families.files import language_model_dtype, load_network, load_part
 from training.families.patches import from_tokens, to_tokens
 from training.families.vision_language import load_language_model
@@ -79,13 +84,9 @@ class QwenImageBase(Base):
         self.objective = flow_objective(folder, self.patch)
         place = folder, "transformer", dtype, device
         self.denoiser = load_network(QwenImageTransformer2DModel, *place)
-        if self.denoiser.config.in_channels != self.latent_channels * self.patch**2:
-            raise UserError(
-                str(folder / "transformer" / "config.json"),
-                f"in_channels is {self.denoiser.config.in_channels}, expected "
-                f"{self.latent_channels * self.patch**2} (a model of layers or controls?)",
-                "use the text-to-image model of the family",
-            )
+        refuse_other_inputs(
+            self, self.latent_channels * self.patch**2, "a model of layers or controls"
+        )
         self.tokenizers = {"tokenizer": load_part(AutoTokenizer, folder, "tokenizer")}
 
     @cached_property

@@ -67,7 +67,7 @@ class SDXLBase(Base):
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = diffusion_objective(folder)
         self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype, device)
-        refuse_other_inputs(self, self.denoiser.config.in_channels)
+        refuse_other_inputs(self, self.latent_channels)
         self.tokenizers = {
             name: load_part(CLIPTokenizer, folder, name) for name in ("tokenizer", "tokenizer_2")
         }

@@ -62,7 +62,7 @@ class StableDiffusionBase(Base):
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = diffusion_objective(folder)
         self.denoiser = load_network(UNet2DConditionModel, folder, "unet", dtype, device)
-        refuse_other_inputs(self, self.denoiser.config.in_channels)
+        refuse_other_inputs(self, self.latent_channels)
         self.tokenizers = {"tokenizer": load_part(CLIPTokenizer, folder, "tokenizer")}
 
     @cached_property

@@ -61,7 +61,7 @@ class ZImageBase(Base):
         super().__init__(path_or_id, folder, device, dtype)
         self.objective = flow_objective(folder, self.patch)
         self.denoiser = load_network(ZImageTransformer2DModel, folder, "transformer", dtype, device)
-        refuse_other_inputs(self, self.denoiser.config.in_channels)
+        refuse_other_inputs(self, self.latent_channels)
         self.tokenizers = {"tokenizer": load_part(AutoTokenizer, folder, "tokenizer")}
 
     @cached_property

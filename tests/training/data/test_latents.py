@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mapped_memory import mapped_kb
 from PIL import Image as Picture
 from safetensors.torch import load_file, save_file
 
@@ -232,17 +233,6 @@ def test_the_text_s_precision_is_in_the_key_where_it_is_not_full(
     half = index()
     assert half.pop("key") != full.pop("key")
     assert half == {**full, "text_dtype": "bfloat16"}
-
-
-def mapped_kb(file: Path, field: str) -> int:
-    """The sum of a field over this process's mappings of `file`, from /proc/self/smaps."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if not line.split(" ", 1)[0].endswith(":"):  # the header of a mapping
-            inside = line.endswith(str(file))
-        elif inside and line.startswith(f"{field}:"):
-            total += int(line.split()[1])
-    return total
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="mappings are read from /proc")

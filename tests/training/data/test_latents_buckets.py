@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mapped_memory import mapped_kb
 from PIL import Image as Picture
 from safetensors import safe_open
-from test_latents import mapped_kb
 
 from captioning import DatasetVersion, Sample
 from training.data import latents

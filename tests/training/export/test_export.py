@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adapter_effects import as_comfyui_does, assert_same_effect, random_adapter
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors import safe_open
@@ -41,22 +42,12 @@ def recipe_of(method: str, targets: str = "attention", alpha: float | None = Non
     return Recipe.model_validate({"network": network, "steps": 10, "seed": 7})
 
 
-def train_something(base: Base, recipe: Recipe, size: float = 0.2) -> dict[str, torch.Tensor]:
-    """An adapter that changes the outputs, as random numbers; the base is left bare."""
-    generator = torch.Generator().manual_seed(1)
-    state = initial_adapter(base, recipe.network, seed=0)
-    for name, tensor in state.items():
-        noise = size * torch.randn(tensor.shape, generator=generator)
-        state[name] = tensor * (1 + noise) if "magnitude" in name else tensor + noise
-    return state
-
-
 @pytest.fixture
 def trained(tmp_path: Path, tiny_v_base: Base) -> Trained:
     """Makes a checkpoint of a recipe on the tiny base."""
 
     def make(recipe: Recipe, size: float = 0.2) -> Path:
-        state = train_something(tiny_v_base, recipe, size)
+        state = random_adapter(tiny_v_base, recipe, size)
         return save_checkpoint(tmp_path / "trial", 10, recipe, state, {}).path
 
     return make
@@ -81,14 +72,6 @@ def outputs(base: Base) -> torch.Tensor:
     text = torch.randn(2, 77, 32, generator=generator)
     with torch.no_grad():
         return base.predict(latents, torch.tensor([200, 900]), {"text": text})
-
-
-def assert_same_effect(
-    found: torch.Tensor, wanted: torch.Tensor, plain: torch.Tensor, share: float
-) -> None:
-    effect = (wanted - plain).abs().max()
-    assert effect > 0.01
-    assert (found - wanted).abs().max() < share * effect
 
 
 def merge_with_peft(base: Base, contents: Contents) -> None:
@@ -121,19 +104,6 @@ def merge_with_dora_by_input(base: Base, contents: Contents) -> None:
             full[:, column] /= full[:, column].square().sum().sqrt()
             full[:, column] *= contents.adapter[f"{key}.lora_input_magnitude"][column]
         parameter.data = full
-
-
-def as_comfyui_does(weight: np.ndarray, change: np.ndarray, dora_scale: np.ndarray) -> np.ndarray:
-    """ComfyUI's `weight_decompose` at strength 1, as the change of the weight.
-
-    It takes the other axis when the scale's first length is the weight's, so that must not be.
-    """
-    assert dora_scale.shape[0] != weight.shape[0]
-    full = torch.from_numpy(weight + change)
-    norm = full.transpose(0, 1).reshape(full.shape[1], -1).norm(dim=1, keepdim=True)
-    ones = [1] * (full.ndim - 1)
-    norm = norm.reshape(full.shape[1], *ones).transpose(0, 1) + torch.finfo(full.dtype).eps
-    return (full * (torch.from_numpy(dora_scale) / norm)).numpy() - weight
 
 
 @pytest.mark.parametrize(("targets", "alpha"), [("attention", 1.0), ("attention+ff", None)])
@@ -474,7 +444,7 @@ def test_an_adapter_that_is_none_is_refused(
     change: Callable, message: str, tiny_v_base: Base, tmp_path: Path
 ) -> None:
     recipe = recipe_of("lora")
-    state = train_something(tiny_v_base, recipe)
+    state = random_adapter(tiny_v_base, recipe)
     change(state)
     path = save_checkpoint(tmp_path / "trial", 10, recipe, state, {}).path
     with pytest.raises(UserError, match=message):
@@ -489,7 +459,7 @@ def test_an_adapter_of_another_base_is_refused(
         recipe = recipe_of(method)
         state = {
             name.replace("down_blocks.0", "down_blocks.5"): tensor
-            for name, tensor in train_something(tiny_v_base, recipe).items()
+            for name, tensor in random_adapter(tiny_v_base, recipe).items()
         }
         path = save_checkpoint(tmp_path / method, 10, recipe, state, {}).path
         with pytest.raises(UserError, match="adapter"):

@@ -9,10 +9,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from adapter_effects import as_comfyui_does, assert_same_effect, random_adapter
+from peft_rig import CONV, built_weight
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_export import as_comfyui_does, assert_same_effect, train_something
-from test_pack_conv import CONV, built_weight
 from tiny_families import build
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def base(
 
 
 def checkpoint_of(base: Base, recipe: Recipe, folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    state = train_something(base, recipe, size=0.05)
+    state = random_adapter(base, recipe, size=0.05)
     return save_checkpoint(folder, 10, recipe, state, {}).path, state
 
 

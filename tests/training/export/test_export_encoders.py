@@ -9,9 +9,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from adapter_effects import random_adapter
+from encoder_rig import base, encoded, family, loaded, small
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_encoders import base, encoded, family, loaded, random_adapter, small
 
 from training.checkpoints import save_checkpoint
 from training.export import VerificationError, export_adapter

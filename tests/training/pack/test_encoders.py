@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from adapter_effects import random_adapter
 from diffusers import DDPMScheduler
+from encoder_rig import EPS, base, cache, encoded, family, loaded, small
+from pack_runs import assert_same_training, fail, run_with_interruptions, trials
 from peft import LoraConfig
 from pydantic import ValidationError
-from test_loop import run_with_interruptions
-from test_pack import assert_same_training, fail, rows, trials
-from tiny_families import build
+from trained_trials import last_adapter, rows
 
 from captioning import DatasetVersion
-from training.checkpoints import Contents, list_checkpoints, load_checkpoint
+from training.checkpoints import Contents
 from training.cuts import cut_network
 from training.data.batches import CLASS_STREAM, Batch, draw_batch
 from training.data.captions import CaptionPlan
 from training.data.latents import LatentCache, encode_dataset, encode_samples
-from training.families import Base, load_base
+from training.families import Base
 from training.loop import Callbacks, train, train_pack
 from training.losses import pack_losses
 from training.nested import cut_adapter
@@ -32,7 +32,6 @@ from training.pack.adapters import (
     adapted_layers,
     cut_at,
     detach,
-    initial_adapter,
     load_adapter,
     target_layers,
 )
@@ -40,72 +39,10 @@ from training.pack.pack import TrialState, form_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
-EPS = 1e-3
-OfFamily = Callable[[str], Any]
-
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_base_path: Path, tmp_path_factory: pytest.TempPathFactory) -> OfFamily:
-    """The small base of each family, once; read it, never change it."""
-
-    def load(family: str) -> Base:
-        sdxl = tmp_path_factory.mktemp("sdxl")
-        return load_base(tiny_base_path if family == "sd15" else build("sdxl", sdxl))
-
-    return functools.cache(load)
-
-
-@pytest.fixture(scope="module")
-def encoded(
-    loaded: OfFamily, tiny_dataset: DatasetVersion, tmp_path_factory: pytest.TempPathFactory
-) -> OfFamily:
-    folder = tmp_path_factory.mktemp("latents")
-    return functools.cache(
-        lambda family: encode_dataset(tiny_dataset, loaded(family), 64, False, folder / family)
-    )
-
-
-@pytest.fixture(params=["sd15", "sdxl"])
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def base(family: str, loaded: OfFamily) -> Base:
-    """The base with networks of its own, as if loaded afresh."""
-    base: Base = copy.copy(loaded(family))
-    base.denoiser = copy.deepcopy(base.denoiser)
-    base.text_encoders = copy.deepcopy(base.text_encoders)
-    return base
-
-
-@pytest.fixture
-def cache(family: str, encoded: OfFamily) -> LatentCache:
-    cache: LatentCache = encoded(family)
-    return cache
-
-
-def small(network: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-    data: dict[str, Any] = {
-        "network": {"rank": 4, "text_encoder": {"rank": 3, "lr": 3e-3}, **(network or {})},
-        # Adam divides by the size of a gradient; eps keeps rounding in the smallest ones small.
-        "optimizer": {"lr": 1e-2, "eps": EPS},
-        "steps": 4,
-        "checkpoint_every": 2,
-        "batch_size": 2,
-        "caption_dropout": 0.3,
-        "min_snr_gamma": None,
-    }
-    return Recipe.model_validate({**data, **changes})
-
-
-def last_adapter(trial_dir: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(list_checkpoints(trial_dir)[-1].path).adapter
 
 
 def encoded_by_diffusers(base: Base, encoders: dict[str, Any], captions: Any) -> dict[str, Any]:
@@ -130,6 +67,7 @@ def asked_of(base: Base, denoiser: Any, noisy: Any, batch: Any, told: dict[str, 
     return denoiser(noisy, batch.timesteps, told["text"], **added).sample
 
 
+__all__ = ["base", "cache", "encoded", "family", "loaded"]  # fixtures
 LORA = {"targets": "attention", "alpha": 2.0}
 DORA = {"targets": "attention+ff", "method": "dora", "dora_axis": "output"}
 
@@ -316,15 +254,6 @@ def test_fp16_scales_and_unscales_the_encoders_too(
         # Two steps of Adam: their direction is that of the gradients, which have 11 bits here.
         cosine = torch.cosine_similarity(wanted[name].flatten(), found[name].flatten(), dim=0)
         assert cosine > 0.99, name
-
-
-def random_adapter(base: Base, recipe: Recipe, size: float = 0.2) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    state = initial_adapter(base, recipe.network, seed=0)
-    for name, tensor in state.items():
-        noise = size * torch.randn(tensor.shape, generator=generator)
-        state[name] = tensor * (1 + noise) if "magnitude" in name else tensor + noise
-    return state
 
 
 def asked_for(base: Base, batch: Batch, captions: tuple[str, ...]) -> torch.Tensor:

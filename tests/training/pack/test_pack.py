@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pack_runs import (
+    EPS,
+    TOLERANCE,
+    assert_bit_equal,
+    assert_same_training,
+    fail,
+    small,
+    trials,
+)
+from trained_trials import losses, rows, steps_saved
 
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
@@ -25,26 +34,11 @@ from training.pack.slot import Trial
 from training.recipe import Recipe
 
 MakeCache = Callable[..., LatentCache]
-TOLERANCE = 1e-5
-STATE_TOLERANCE = 1e-3  # squares of gradients, whose rounding the weights hardly show
-# With Adam's usual 1e-8 a gradient of pure rounding noise would move a weight by a whole step.
-EPS = 1e-4
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def small(**changes: Any) -> Recipe:
-    data: dict[str, Any] = {
-        "network": {"rank": 4},
-        "optimizer": {"lr": 1e-3, "eps": EPS},
-        "steps": 4,
-        "checkpoint_every": 2,
-        "batch_size": 2,
-    }
-    return Recipe.model_validate({**data, **changes})
 
 
 def mixed() -> list[Recipe]:
@@ -85,48 +79,6 @@ def mixed() -> list[Recipe]:
             huber_c=0.2,
         ),
     ]
-
-
-def fail(trial: Trial, error: Exception) -> None:
-    raise AssertionError(f"{trial.id} failed") from error
-
-
-def rows(trial_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (trial_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(trial_dir: Path) -> list[float]:
-    return [row["loss"] for row in rows(trial_dir)]
-
-
-def steps_saved(trial_dir: Path) -> list[int]:
-    return [checkpoint.step for checkpoint in list_checkpoints(trial_dir)]
-
-
-def trials(folder: Path, recipes: list[Recipe], caches: list[LatentCache]) -> list[Trial]:
-    return [
-        Trial(folder / f"t{number}", recipe, cache)
-        for number, (recipe, cache) in enumerate(zip(recipes, caches, strict=True))
-    ]
-
-
-def assert_same_training(packed: Path, solo: Path) -> None:
-    """Equal curves, and equal weights and moments at every checkpoint."""
-    assert losses(packed) == pytest.approx(losses(solo), rel=TOLERANCE)
-    norms = [[row["grad_norm"] for row in rows(folder)] for folder in (packed, solo)]
-    assert norms[0] == pytest.approx(norms[1], rel=10 * TOLERANCE)
-    assert steps_saved(packed) == steps_saved(solo)
-    for one, other in zip(list_checkpoints(packed), list_checkpoints(solo), strict=True):
-        found, wanted = load_checkpoint(one.path), load_checkpoint(other.path)
-        assert found.recipe == wanted.recipe
-        assert found.adapter.keys() == wanted.adapter.keys()
-        assert found.state.keys() == wanted.state.keys()
-        for name, tensor in wanted.adapter.items():
-            error = float((found.adapter[name] - tensor).abs().max())
-            assert error <= TOLERANCE * float(tensor.abs().max()), name
-        for name, tensor in wanted.state.items():
-            error = float((found.state[name] - tensor).abs().max())
-            assert error <= STATE_TOLERANCE * float(tensor.abs().max()), name
 
 
 def test_every_slot_of_a_mixed_pack_equals_its_solo_run(
@@ -193,16 +145,6 @@ def test_an_interrupted_pack_equals_an_unbroken_one_bit_for_bit(
         )
     train_pack(tiny_v_base, broken, Callbacks(fail))
     assert_bit_equal(broken, whole)
-
-
-def assert_bit_equal(found: list[Trial], wanted: list[Trial]) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        assert losses(one.trial_dir) == losses(other.trial_dir)
-        assert steps_saved(one.trial_dir) == steps_saved(other.trial_dir)
-        for step in steps_saved(other.trial_dir):
-            for name in ("adapter.safetensors", "state.safetensors", "manifest.json"):
-                file = f"step-{step:06d}/{name}"
-                assert (one.trial_dir / file).read_bytes() == (other.trial_dir / file).read_bytes()
 
 
 def test_a_pack_that_ends_while_a_checkpoint_is_looked_at_has_saved_all_of_them(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import last_adapter, losses, run_with_interruptions
-from test_pack import assert_same_training, fail, trials
+from pack_runs import assert_same_training, fail, run_with_interruptions, trials
+from trained_trials import last_adapter, losses
 
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache

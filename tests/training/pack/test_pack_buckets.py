@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_pack import EPS, assert_same_training, fail, losses, rows, small, trials
+from pack_runs import EPS, assert_same_training, fail, small, trials
+from trained_trials import last_adapter, losses, rows
 
-from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.batches import bucket_of_step
 from training.data.latents import LatentCache
 from training.families import Base
@@ -28,10 +28,6 @@ def one_thread() -> None:
 
 def bucketed(**changes: Any) -> Recipe:
     return small(aspect_buckets=True, bucket_step_px=8, **changes)
-
-
-def adapter(trial_dir: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(list_checkpoints(trial_dir)[-1].path).adapter
 
 
 def shapes_asked(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -128,8 +124,8 @@ def test_accumulation_equals_the_large_batch(
         recipe = bucketed(batch_size=batch, accumulation=4 // batch, steps=6)
         train(tiny_base, cache, recipe, tmp_path / name)
     assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "large"), rel=1e-5)
-    split = adapter(tmp_path / "split")
-    for name, tensor in adapter(tmp_path / "large").items():
+    split = last_adapter(tmp_path / "split")
+    for name, tensor in last_adapter(tmp_path / "large").items():
         torch.testing.assert_close(split[name], tensor, rtol=1e-4, atol=2e-6)
 
 

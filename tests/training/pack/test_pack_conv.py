@@ -9,13 +9,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig
-from test_loop import losses, run_with_interruptions
-from test_pack import assert_same_training, fail, trials
-from test_pack_bank import ENDINGS, assert_near, backward, inputs, network, peft_parts, shaken
+from pack_runs import assert_same_training, fail, run_with_interruptions, trials
+from peft_rig import (
+    CONV,
+    assert_near,
+    backward,
+    built_weight,
+    inputs,
+    network,
+    peft_parts,
+    peft_unet,
+    shaken,
+)
 from tiny_families import build
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
+from trained_trials import losses
 
 from captioning import UserError
 from training.data.latents import LatentCache
@@ -28,13 +37,7 @@ from training.pack.norms import input_norms, output_norms
 from training.pack.parts import Layer, Parts
 from training.recipe import Network, Recipe
 
-CONV = "attention+ff+conv"
 LOCON_MODULES = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")
-KERNELS = r".*(conv1|conv2|samplers\.0\.conv)"  # of 3 × 3 in a UNet's blocks
-ADDED = [
-    *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out"),
-    *("downsamplers.0.conv", "upsamplers.0.conv"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -50,28 +53,6 @@ def sdxl_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def locon(method: str = "lora", **more: Any) -> Network:
     options = {"alpha": 2.0, "conv_rank": 3, "conv_alpha": 6.0, "targets": CONV}
     return network(method, **{"dora_axis": "output", **options, **more})
-
-
-def peft_unet(folder: Path, config: Network, state: dict[str, Tensor] | None, seed: int) -> Any:
-    """The UNet under PEFT, with an adapter's weights or with PEFT's own initial ones."""
-    unet = load_base(folder).denoiser
-    torch.manual_seed(seed)
-    unet.add_adapter(
-        LoraConfig(
-            r=config.rank,
-            lora_alpha=config.effective_alpha,
-            target_modules=[*ENDINGS["attention+ff"], *ADDED],
-            rank_pattern={KERNELS: config.conv_rank},
-            alpha_pattern={KERNELS: config.conv_alpha},
-            use_dora=config.method == "dora",
-        )
-    )
-    for name, parameter in unet.named_parameters():
-        if "lora_" in name and state is not None:
-            plain = name.replace(".default", "")
-            plain = plain if "magnitude" not in plain else plain.removesuffix(".weight")
-            parameter.data.copy_(state[f"unet.{plain}"])
-    return unet
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -136,21 +117,6 @@ class Layers(nn.Module):
         for name, layer in layers.items():
             self.add_module(name, layer)
         self.requires_grad_(False)
-
-
-def built_weight(weight: Tensor, parts: dict[str, Tensor], config: Network) -> Tensor:
-    """W' of LoRA or of DoRA, in full; the norms without gradient."""
-    product = (parts["lora_B"].flatten(1) @ parts["lora_A"].flatten(1)).view(weight.shape)
-    full = weight + config.scale * product
-    if config.method == "lora":
-        return full
-    if config.dora_axis == "output":
-        norm = torch.stack([row.detach().square().sum().sqrt() for row in full])
-        ones = [1] * (full.ndim - 1)
-        return full * (parts["lora_magnitude_vector"].flatten() / norm).view(-1, *ones)
-    norm = torch.stack([full[:, i].detach().square().sum().sqrt() for i in range(full.shape[1])])
-    ones = [1] * (full.ndim - 2)
-    return full * (parts["lora_input_magnitude"].flatten() / norm).view(1, -1, *ones)
 
 
 @settings(max_examples=25, deadline=None)

@@ -14,8 +14,9 @@ import prodigyopt
 import pytest
 import schedulefree
 import torch
-from test_loop import last_adapter, losses, peft_by_hand, poison, run_with_interruptions
-from test_pack import assert_same_training, fail, trials
+from pack_runs import assert_same_training, fail, poison, run_with_interruptions, trials
+from plain_loop import peft_by_hand
+from trained_trials import last_adapter, losses
 from transformers.optimization import Adafactor
 
 from captioning import UserError

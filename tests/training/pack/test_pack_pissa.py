@@ -8,19 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from pack_runs import assert_same_training, fail, run_with_interruptions, trials
+from peft_rig import assert_near, backward, inputs, peft_parts, peft_unet
 from safetensors.torch import load_file
-from test_loop import last_adapter, losses, run_with_interruptions
-from test_pack import assert_same_training, fail, trials
-from test_pack_bank import assert_near, backward, inputs, peft_parts
 from torch import Tensor
+from trained_trials import last_adapter, losses
 
 from captioning import UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.export import export_adapter
 from training.export.updates import read_updates
-from training.families import Base, load_base
+from training.families import Base
 from training.loop import Callbacks, train, train_pack
 from training.pack.adapters import (
     adapter_state,
@@ -57,21 +56,6 @@ def small(**changes: Any) -> Recipe:
     return Recipe.model_validate({**data, **changes})
 
 
-def peft_pissa(folder: Path, config: Network) -> Any:
-    unet = load_base(folder).denoiser
-    unet.add_adapter(
-        LoraConfig(
-            r=config.rank,
-            lora_alpha=config.effective_alpha,
-            target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-            use_dora=config.method == "dora",
-            use_rslora=config.rank_stabilised,
-            init_lora_weights="pissa",
-        )
-    )
-    return unet
-
-
 def signed_as(
     parts: dict[tuple[str, str], Tensor], signs: dict[str, Tensor]
 ) -> dict[tuple[str, str], Tensor]:
@@ -97,7 +81,7 @@ def test_it_equals_peft_in_outputs_gradients_and_after_ten_steps(
     tiny_base: Base, tiny_base_path: Path, method: str, rank_stabilised: bool
 ) -> None:
     config = pissa(method, rank_stabilised=rank_stabilised)
-    unet = peft_pissa(tiny_base_path, config)
+    unet = peft_unet(tiny_base_path, config)
     bank = attach(tiny_base, config, seed=0)
     first, found = peft_parts(unet, "data"), bank.split(0, bank.weights[0])
     signs = signs_of(found, first)

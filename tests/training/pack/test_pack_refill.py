@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_pack import EPS, assert_same_training
+from pack_runs import EPS, assert_same_training, fail
+from trained_trials import last_adapter, rows
 
-from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.families import Base
 from training.loop import Callbacks, TrainingDiverged, train, train_pack
@@ -37,19 +36,6 @@ def pack_of(folder: Path, recipes: list[Recipe], cache: LatentCache) -> list[Tri
     return [Trial(folder / f"t{number}", one, cache) for number, one in enumerate(recipes)]
 
 
-def rows(trial: Trial) -> list[dict[str, Any]]:
-    lines = (trial.trial_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def adapter(trial_dir: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(list_checkpoints(trial_dir)[-1].path).adapter
-
-
-def fail(trial: Trial, error: Exception) -> None:
-    raise AssertionError(trial.id) from error
-
-
 def test_trials_that_wait_take_free_seats_and_end_as_if_alone(
     tiny_base: Base, tiny_cache: LatentCache, tmp_path: Path
 ) -> None:
@@ -65,7 +51,7 @@ def test_trials_that_wait_take_free_seats_and_end_as_if_alone(
     done = train_pack(tiny_base, trials, Callbacks(fail), trials_per_pack=2)
     assert done == {trial.id: trial.recipe.steps for trial in trials}
     # Two slots: 0 with 1, then 2 with 1, then 3 with 1 for a step, then 3 with 4, then 3 alone.
-    assert [[row["pack"] for row in rows(trial)] for trial in trials] == [
+    assert [[row["pack"] for row in rows(trial.trial_dir)] for trial in trials] == [
         [2, 2],
         [2, 2, 2, 2, 2],
         [2, 2],
@@ -162,5 +148,5 @@ def test_an_interrupted_row_of_trials_goes_on(
     whole = pack_of(tmp_path / "whole", recipes, tiny_cache)
     train_pack(tiny_base, whole, Callbacks(fail), trials_per_pack=2)
     for broken, unbroken in zip(trials, whole, strict=True):
-        found, wanted = adapter(broken.trial_dir), adapter(unbroken.trial_dir)
+        found, wanted = last_adapter(broken.trial_dir), last_adapter(unbroken.trial_dir)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)

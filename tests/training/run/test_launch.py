@@ -1,6 +1,5 @@
 """The worker group on a real Ray: equal curves on two workers, deaths survived, Ctrl-C kept."""
 
-import json
 import os
 import random
 import signal
@@ -12,11 +11,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from run_rig import make_job, recipe, train_here
 from safetensors.torch import load_file
+from trained_trials import losses
 
 from captioning import DatasetVersion, UserError
 from training.checkpoints import list_checkpoints
-from training.data.latents import encode_dataset
 from training.events import (
     CheckpointSaved,
     Event,
@@ -25,61 +25,13 @@ from training.events import (
     TrialStarted,
     TrialSucceeded,
 )
-from training.families import load_base
 from training.group import Group, Ledger
-from training.loop import Callbacks, train_pack
-from training.pack.slot import Trial
-from training.recipe import Recipe
-from training.run.job import SweepJob, TrialSpec
+from training.run.job import SweepJob
 from training.run.launch import run_trials
 from training.run.mailbox import Post
 from training.run.worker import Worker
 
 pytestmark = pytest.mark.slow
-
-
-def recipe(**changes: Any) -> Recipe:
-    data: dict[str, Any] = {
-        "network": {"rank": 4},
-        "optimizer": {"lr": 1e-3},
-        "steps": 6,
-        "checkpoint_every": 2,
-        "batch_size": 2,
-        "seed": 9,
-    }
-    return Recipe.model_validate({**data, **changes})
-
-
-def make_job(base: Path, dataset: DatasetVersion, folder: Path, *recipes: Recipe) -> SweepJob:
-    return SweepJob(
-        base=str(base),
-        dataset_path=str(dataset.path),
-        latents_dir=str(folder / "latents"),
-        trials=tuple(
-            TrialSpec(f"t{i}", recipe, folder / f"runs/t{i}") for i, recipe in enumerate(recipes)
-        ),
-        scoring=None,
-        score_dir=str(folder / "base"),
-    )
-
-
-def losses(trial_dir: Path) -> list[float]:
-    text = (trial_dir / "metrics.jsonl").read_text()
-    return [json.loads(line)["loss"] for line in text.splitlines()]
-
-
-def train_here(base: Path, dataset: DatasetVersion, folder: Path, *recipes: Recipe) -> list[Path]:
-    """The same trials as one pack in this process with one thread, without Ray."""
-    torch.set_num_threads(1)
-    loaded = load_base(base)
-    cache = encode_dataset(dataset, loaded, None, False, folder / "latents-here")
-    trials = [Trial(folder / f"here/t{i}", recipe, cache) for i, recipe in enumerate(recipes)]
-
-    def fail(trial: Trial, error: Exception) -> None:
-        raise AssertionError(trial.id) from error
-
-    train_pack(loaded, trials, Callbacks(fail))
-    return [trial.trial_dir for trial in trials]
 
 
 def train_workers() -> list[psutil.Process]:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from test_launch import losses, make_job, recipe, train_here
+from run_rig import make_job, recipe, train_here
+from trained_trials import losses
 
 from captioning import DatasetVersion
 from training.events import Event, StepTaken, TrialStarted, TrialSucceeded
