@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from captioning import UserError
+from training.events import CompiledChecked
 from training.families import Base
 from training.pack.bank import AdapterBank
 from training.pack.layer import BankLinear
@@ -104,14 +105,13 @@ def uncompiled(base: Base) -> Iterator[None]:
 
 def add_up_checked(
     base: Base, bank: AdapterBank, precision: str, add_up: AddUp
-) -> tuple[Tensor, str | None, dict[str, Any] | None]:
+) -> tuple[Tensor, str | None, CompiledChecked | None]:
     """Have `add_up` put a step's gradients into the bank, and compare them with uncompiled ones.
 
-    Returns the losses, what `add_up` says of a lack of memory, and an event: `difference`, the
-    largest share of its length by which a part of a slot's gradient differs, whether the programs
-    are `kept`, and the `error` if they could not be made. None where there was nothing to compare.
-    If it is more than rounding, the base is uncompiled from here on, and losses and gradients are
-    the uncompiled ones.
+    Returns the losses, what `add_up` says about a lack of memory, and an event that tells the
+    difference; the event is None where there was nothing to compare. If the difference is more
+    than rounding, or the programs could not be made, the base is uncompiled from here on, and
+    losses and gradients are the uncompiled ones.
     """
     try:
         losses, lack = add_up()
@@ -123,7 +123,7 @@ def add_up_checked(
         losses, lack = add_up()
         if lack is None:
             bank.collect_gradients()
-        return losses, lack, {"difference": None, "kept": False, "error": _said(error)}
+        return losses, lack, CompiledChecked(difference=None, kept=False, error=_said(error))
     if lack is not None:
         return losses, lack, None
     bank.collect_gradients()
@@ -142,10 +142,10 @@ def add_up_checked(
         return expected, None, None  # the next step will tell
     if difference > TOLERANCES[precision]:
         _uncompile(base)
-        return expected, None, {"difference": difference, "kept": False, "error": None}
+        return expected, None, CompiledChecked(difference, kept=False, error=None)
     compiled.unchecked_steps -= 1
     bank.grads.copy_(found)
-    return losses, None, {"difference": difference, "kept": True, "error": None}
+    return losses, None, CompiledChecked(difference, kept=True, error=None)
 
 
 def _difference(bank: AdapterBank, found: Tensor) -> float | None:

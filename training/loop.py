@@ -23,9 +23,11 @@ from captioning import UserError
 from training.compiled import add_up_checked
 from training.data.batches import drawn_rank, shared_out
 from training.data.latents import LatentCache
+from training.events import Event, OnEvent, StepTaken
 from training.families import Base
 from training.gradients import add_up_gradients, average
 from training.group import Group
+from training.metrics_file import append_row
 from training.micro_batches import MicroBatches
 from training.pack.adapters import detach
 from training.pack.pack import Pack, seat
@@ -35,21 +37,12 @@ from training.pack.waiting import Waiting
 from training.precision import resolve_precision
 from training.recipe import Recipe
 from training.schedule import learning_rate
-from training.telemetry import (
-    Row,
-    append_row,
-    begin_step,
-    memory_bytes,
-    pack_facts,
-    speed,
-)
+from training.telemetry import begin_step, pack_measured, peak_device_bytes, resident_bytes
 
 # The loss scaler starts at 2^16 (PyTorch's default) and halves at every overflow. Gradients that
 # overflow even without being scaled up will not recover.
 SMALLEST_LOSS_SCALE = 1.0
 _REMEDY = "lower optimizer.lr, add schedule.warmup_steps, or set precision to fp32 or bf16"
-
-Event = dict[str, Any]
 
 
 class TrainingDiverged(UserError):
@@ -63,7 +56,7 @@ def train(
     trial_dir: Path,
     rank: int = 0,
     world_size: int = 1,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: OnEvent | None = None,
     on_checkpoint: Callable[[int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
     class_cache: LatentCache | None = None,
@@ -96,7 +89,7 @@ def train_pack(
     world_size: int = 1,
     *,
     on_failure: Callable[[Trial, Exception], None],
-    on_event: Callable[[Event], None] | None = None,
+    on_event: OnEvent | None = None,
     on_checkpoint: Callable[[Trial, int, Path], None] | None = None,
     stop: Callable[[], bool] | None = None,
     seats: int | None = None,
@@ -119,15 +112,15 @@ def train_pack(
     on keeps the samples per step that it began with, whatever the number of workers now, and so
     ends as if that had never changed, up to float rounding. With `optimizers_shared_in` the workers
     of this group keep the optimisers of a part of the trials each: the same numbers, see
-    `pack.keepers`. Rank 0 writes and sends the events: a `step` of every trial, once a `pack` (see
-    `pack_facts`), and `compiled` (see `add_up_checked`).
+    `pack.keepers`. Rank 0 writes and sends the events: `StepTaken`, `PackMeasured` once,
+    `CompiledChecked` and `MemorySplit`.
     `on_checkpoint(trial, step, folder)` is called on every rank after the checkpoints of a step are
     on disk, all of them, while the base acts with this trial's adapter alone. `stop` is asked after
     every step on every rank: when one says yes, all return (work since the last checkpoints is done
     again later). The base is left without adapters, bit for bit as it was.
 
     When memory runs out, the step is done again in smaller micro-batches, once, with the same
-    samples and draws; the event `out_of_memory` and a file in the trials' folders say so (see
+    samples and draws; the event `MemorySplit` and a file in the trials' folders say so (see
     `MicroBatches`). Raises OutOfMemory, on every rank, when that does not fit either, and
     ValueError for trials that cannot share a pack.
     """
@@ -160,6 +153,15 @@ def train_pack(
     return done
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """What one trial's step came to."""
+
+    loss: float
+    lr: float
+    grad_norm: float | None  # None: an overflowed fp16 step
+
+
 @dataclass
 class _Run:
     """What the steps of one call of `train_pack` have in common."""
@@ -173,9 +175,9 @@ class _Run:
     done: dict[str, int]  # the last step of every trial that has not failed
     survivable: type[Exception]
     on_failure: Callable[[Trial, Exception], None]
-    on_event: Callable[[Event], None] | None
+    on_event: OnEvent | None
     on_checkpoint: Callable[[Trial, int, Path], None] | None
-    is_told: bool = False  # the event `pack`
+    is_measured: bool = False  # whether `PackMeasured` was sent
 
     def until_somebody_leaves(
         self, pack: Pack, stop: Callable[[], bool] | None
@@ -186,17 +188,17 @@ class _Run:
             losses, stopping = self._compute(pack, stop)
             if losses is None:
                 continue
-            rows, gone = self._take_steps(pack, losses)
-            self._write_down(pack, rows, started)
+            taken, gone = self._take_steps(pack, losses)
+            self._write_down(pack, taken, started)
             gone += keep_checkpoints(
-                [slot for slot in rows if slot.step in slot.checkpoint_steps],
+                [slot for slot in taken if slot.step in slot.checkpoint_steps],
                 self.rank,
                 self.step_samples,
                 self.on_checkpoint,
                 self.survivable,
                 self._fail,
             )
-            gone += [s for s in rows if s not in gone and s.step >= s.recipe.steps]
+            gone += [s for s in taken if s not in gone and s.step >= s.recipe.steps]
             if stopping or gone:
                 return gone, stopping
 
@@ -216,7 +218,7 @@ class _Run:
         )  # fmt: skip
         losses, lack, checked = add_up_checked(base, bank, self.precision, add_up)
         if checked is not None:
-            self._tell({"kind": "compiled", **checked})
+            self._tell(checked)
         stopping = stop is not None and stop()
         is_lacking = lack is not None
         if self.world_size > 1:
@@ -228,16 +230,16 @@ class _Run:
             return None, stopping
         untold = micro_batches.untold(pack)
         if untold and self.rank == 0:
-            self._tell({"kind": "out_of_memory", **micro_batches.keep(untold)})
+            self._tell(micro_batches.keep(untold))
         return losses, stopping
 
-    def _take_steps(self, pack: Pack, losses: Tensor) -> tuple[dict[Slot, Row], list[Slot]]:
-        """The optimisers' steps; what is to be written of each slot, and those that have failed."""
+    def _take_steps(self, pack: Pack, losses: Tensor) -> tuple[dict[Slot, _Taken], list[Slot]]:
+        """Take the optimisers' steps; what each came to, and the slots that have failed."""
         bank, slots = pack.bank, pack.slots
         for slot in slots:
             slot.scaler.unscale_(slot.optimizer)
         norms = bank.clip([slot.recipe.clip_norm for slot in slots])
-        rows: dict[Slot, Row] = {}
+        taken: dict[Slot, _Taken] = {}
         gone = []
         for slot, loss, norm in zip(slots, losses.tolist(), norms.tolist(), strict=True):
             lr = learning_rate(slot.recipe, slot.step)
@@ -251,31 +253,42 @@ class _Run:
                 continue
             slot.take_step()
             self.done[slot.trial.id] = slot.step
-            rows[slot] = {
-                "step": slot.step,
-                "loss": loss,
-                "lr": lr,
-                # An overflowed fp16 step has no norm: the optimiser skipped it.
-                "grad_norm": norm if math.isfinite(norm) else None,
-            }
-        for slot in rows:
+            # An overflowed fp16 step has no norm: the optimiser skipped it.
+            taken[slot] = _Taken(loss, lr, norm if math.isfinite(norm) else None)
+        for slot in taken:
             slot.share_step()
         bank.changed()
-        return rows, gone
+        return taken, gone
 
-    def _write_down(self, pack: Pack, rows: dict[Slot, Row], started: float) -> None:
-        taken = speed(time.perf_counter() - started, len(pack.slots), self.step_samples)
-        memory = memory_bytes(self.base.device)
-        for slot, row in rows.items() if self.rank == 0 else ():
-            append_row(slot.trial.trial_dir, row | taken | memory)
-            known = {"trial": slot.trial.id, "steps": slot.recipe.steps}
-            self._tell({"kind": "step", **known, **row, **taken, **memory})
-        if self.rank != 0 or self.on_event is None or self.is_told:
+    def _write_down(self, pack: Pack, taken: dict[Slot, _Taken], started: float) -> None:
+        """Rank 0: the steps' rows in the trials' folders, and their events."""
+        seconds, slots = time.perf_counter() - started, len(pack.slots)
+        rate = self.step_samples / seconds
+        device = self.base.device
+        peak, resident = peak_device_bytes(device), resident_bytes(device)
+        for slot, one in taken.items() if self.rank == 0 else ():
+            event = StepTaken(
+                trial=slot.trial.id,
+                step=slot.step,
+                steps=slot.recipe.steps,
+                loss=one.loss,
+                lr=one.lr,
+                grad_norm=one.grad_norm,
+                step_ms=seconds * 1000,
+                pack=slots,
+                images_per_s=rate,
+                pack_images_per_s=rate * slots,
+                peak_device_bytes=peak,
+                resident_bytes=resident,
+            )
+            append_row(slot.trial.trial_dir, event.row())
+            self._tell(event)
+        if self.rank != 0 or self.on_event is None or self.is_measured:
             return
         # An optimiser makes its state in its first step, unless fp16 overflows.
         if all(slot.optimizer.state for slot in pack.slots if slot.is_kept_here):
-            self.on_event({"kind": "pack", **pack_facts(pack)})
-            self.is_told = True
+            self.on_event(pack_measured(pack))
+            self.is_measured = True
 
     def _fail(self, slot: Slot, error: Exception) -> None:
         del self.done[slot.trial.id]

@@ -11,11 +11,11 @@ import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from captioning import UserError, write_atomic
+from training.events import MemorySplit
 from training.pack.pack import Pack
 from training.pack.slot import Slot
 from training.recipe import Recipe
@@ -102,8 +102,8 @@ class MicroBatches:
         self._told.update(slot.trial.id for slot in untold)
         return untold
 
-    def keep(self, slots: Sequence[Slot]) -> dict[str, Any]:
-        """Write down in the trials' folders what they are trained with from here on; returns it."""
+    def keep(self, slots: Sequence[Slot]) -> MemorySplit:
+        """Write into the trials' folders how they are trained from here on; returns the event."""
         split = self.recipe
         content = {
             BATCH_SIZE: split.batch_size,
@@ -113,7 +113,12 @@ class MicroBatches:
         for slot in slots:
             data = json.dumps({**content, "after_step": slot.step}, indent=1) + "\n"
             write_atomic(slot.trial.trial_dir / EFFECTIVE_FILE, data.encode())
-        return {"trials": [slot.trial.id for slot in slots], **content}
+        return MemorySplit(
+            trials=tuple(slot.trial.id for slot in slots),
+            effective_batch_size=split.batch_size,
+            effective_accumulation=split.accumulation,
+            found=self._found,
+        )
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:

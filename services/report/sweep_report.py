@@ -9,7 +9,8 @@ from pathlib import Path
 
 from captioning import Sample, load_skipped
 from services.farm.settings import Home
-from services.registry.winner import exports_of, open_registry
+from services.registry.releases import open_registry
+from services.registry.winner import exports_of
 from services.report import (
     CaptionedPicture,
     CharacterReport,

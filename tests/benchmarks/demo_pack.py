@@ -22,6 +22,7 @@ import yaml
 from step_loop import demo_dataset
 
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
+from training.events import StepTaken
 from training.loop import train_pack
 from training.pack.slot import Trial
 
@@ -46,8 +47,8 @@ def median_step_ms(base: Base, cache: LatentCache, recipes: list[Recipe], folder
     taken: dict[int, float] = {}
 
     def note(event: dict[str, Any]) -> None:
-        if event["kind"] == "step":
-            taken[event["step"]] = event["step_ms"]
+        if isinstance(event, StepTaken):
+            taken[event.step] = event.step_ms
 
     def fail(trial: Trial, error: Exception) -> None:
         raise error

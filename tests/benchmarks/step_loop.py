@@ -33,6 +33,7 @@ from captioning import DatasetVersion, Sample
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
 from training.data.batches import draw_batch
 from training.data.crop import read_pixels
+from training.events import StepTaken
 from training.loop import train_pack
 from training.pack.slot import Trial
 
@@ -146,12 +147,12 @@ def compare(base: str, device: str, recipe: Recipe, slots: int) -> list[Taken]:
         other = EncodingLoop(theirs, dataset, cache, recipe)
 
         def take_turns(event: dict[str, Any]) -> None:
-            if event["kind"] != "step" or event["trial"] != "t0":
+            if not isinstance(event, StepTaken) or event.trial != "t0":
                 return
             # The loop's own clock has stopped: what is done here is not part of its step.
-            loss, seconds, encoding = other.step(event["step"] - 1)
-            differences.append(abs(loss - event["loss"]) / loss)
-            taken.append(Taken(event["step_ms"] / 1000 / slots, seconds, encoding))
+            loss, seconds, encoding = other.step(event.step - 1)
+            differences.append(abs(loss - event.loss) / loss)
+            taken.append(Taken(event.step_ms / 1000 / slots, seconds, encoding))
 
         def fail(trial: Trial, error: Exception) -> None:
             raise error

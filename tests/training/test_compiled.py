@@ -22,6 +22,7 @@ from captioning import UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.compiled import CompiledBlocks, add_up_checked, compile_blocks, repeated_blocks
 from training.data.latents import LatentCache
+from training.events import CompiledChecked, Event
 from training.families import Base, load_base
 from training.frozen.quantised import load_quantised
 from training.loop import train_pack
@@ -73,7 +74,7 @@ def train_all(
     base: Base,
     recipes: list[Recipe],
     folder: Path,
-    events: list[dict[str, Any]] | None = None,
+    events: list[Event] | None = None,
     caches: list[LatentCache] | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """The adapters of the last checkpoints."""
@@ -164,9 +165,9 @@ def test_nested_ranks_beside_a_trained_text_encoder(
     recipes = [recipe(network=nested, steps=4), recipe(network={"rank": 3, **own}, steps=4)]
     expected = train_all(base, recipes, tmp_path / "plain")
     compile_blocks(base, backend="eager")
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     found = train_all(base, recipes, tmp_path / "compiled", events)
-    checked = [event["kept"] for event in events if event["kind"] == "compiled"]
+    checked = [event.kept for event in events if isinstance(event, CompiledChecked)]
     assert checked and all(checked)
     assert_close(found, expected, 1e-5)
 
@@ -180,11 +181,11 @@ def test_generated_code_gives_the_same_adapters_and_goes_on_bit_for_bit(
     base = load_base(tiny_base_path)
     expected = train_all(base, recipes, tmp_path / "plain")
     compile_blocks(base)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     whole = train_all(base, recipes, tmp_path / "whole", events)
-    checked = [event for event in events if event["kind"] == "compiled"]
-    assert [event["kept"] for event in checked] == [True, True]  # of B's and of all gradients
-    assert all(0 < event["difference"] < 1e-4 for event in checked)
+    checked = [event for event in events if isinstance(event, CompiledChecked)]
+    assert [event.kept for event in checked] == [True, True]  # of B's and of all gradients
+    assert all(0 < event.difference < 1e-4 for event in checked)
     assert_close(whole, expected, 1e-4)
     short = [own.model_copy(update={"steps": 2}) for own in recipes]
     train_all(base, short, tmp_path / "broken")
@@ -212,14 +213,14 @@ def test_programs_that_compute_something_else_or_cannot_be_made(
     base, recipes = load_base(tiny_base_path), mixed()
     expected = train_all(base, recipes, tmp_path / "plain")
     compile_blocks(base, backend=backend)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     found = train_all(base, recipes, tmp_path / "compiled", events)
-    [checked] = [event for event in events if event["kind"] == "compiled"]
-    assert not checked["kept"]
+    [checked] = [event for event in events if isinstance(event, CompiledChecked)]
+    assert not checked.kept
     if backend is scaled:
-        assert checked["difference"] > 1e-3
+        assert checked.difference > 1e-3
     else:
-        assert "no room for the compiler" in checked["error"]
+        assert "no room for the compiler" in checked.error
     assert base.compiled is None
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in other)
@@ -287,10 +288,10 @@ def test_slots_of_several_shapes_in_micro_batches(
     caches = [wide, square, wide]
     expected = train_all(base, mixed(**own), tmp_path / "plain", caches=caches)
     compile_blocks(base, shapes_vary=True, backend="eager")
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     found = train_all(base, mixed(**own), tmp_path / "compiled", events, caches)
-    checked = [event for event in events if event["kind"] == "compiled"]
-    assert checked and all(event["kept"] for event in checked)
+    checked = [event for event in events if isinstance(event, CompiledChecked)]
+    assert checked and all(event.kept for event in checked)
     assert_close(found, expected, 1e-5)
 
 

@@ -19,7 +19,7 @@ from training.families import Base, load_base
 
 
 def zero_config(dtype: torch.dtype, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's config, as docs/real-models.md prints it.
+    """DeepSpeed's config, as docs/gpus.md prints it.
 
     `offload`: the shares lie in the host's memory, pinned.
     """

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from training.checkpoints import begun_with, last_with_state, remove_unfinished
 from training.data.views import samples_per_step
 from training.families import Base
+from training.metrics_file import drop_rows_after
 from training.pack.pack import Seat, last_contents
 from training.pack.slot import Trial
 from training.recipe import Recipe
-from training.telemetry import drop_rows_after
 
 
 class Waiting:

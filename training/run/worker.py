@@ -28,6 +28,17 @@ from training.checkpoints import (
     load_checkpoint,
 )
 from training.data.views import samples_per_step
+from training.events import (
+    BaseScoring,
+    CheckpointSaved,
+    CheckpointScored,
+    Event,
+    OnEvent,
+    TrialFailed,
+    TrialStarted,
+    TrialStopped,
+    TrialSucceeded,
+)
 from training.frozen.quantised import BASE_PRECISIONS
 from training.frozen.zero import import_deepspeed
 from training.group import Group, Ledger
@@ -42,7 +53,6 @@ from training.run.encoded import Encoded
 from training.run.held_base import HeldBase
 from training.run.job import SweepJob, TrialSpec
 from training.run.lockstep import in_step
-from training.run.mailbox import Event
 from training.run.retention import drop_other_states
 from training.trial_files import FAILED_FILE
 
@@ -79,7 +89,7 @@ class Worker:
         job: SweepJob,
         group: Group,
         device: torch.device,
-        on_event: Callable[[Event], None],
+        on_event: OnEvent,
         stopped: Callable[[], bool],
         ledger: Ledger | None,
         max_deaths: int,
@@ -229,8 +239,7 @@ class Worker:
         self.group.wait_for_all()
         for spec in specs:
             last = last_with_state(spec.trial_dir)
-            known = {"step": last.step if last else 0, "steps": spec.recipe.steps}
-            self._send({"kind": "trial", "trial": spec.trial, **known})
+            self._send(TrialStarted(spec.trial, last.step if last else 0, spec.recipe.steps))
         done = train_pack(
             base,
             list(trials.values()),
@@ -248,7 +257,7 @@ class Worker:
             if spec.trial not in done:
                 continue
             if done[spec.trial] < spec.recipe.steps or not self._score_the_rest(spec):
-                self._send({"kind": "stopped", "trial": spec.trial})
+                self._send(TrialStopped(spec.trial))
                 return False
             self._finish(spec)
         return True
@@ -259,7 +268,7 @@ class Worker:
         return Trial(spec.trial_dir, recipe, pictures, of_class)
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
-        self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
+        self._send(CheckpointSaved(spec.trial, step, str(path)))
         whole = Checkpoint(step, path)
         self._raise_together(spec, lambda: self._score(spec, whole))
         for cut in spec.cuts:
@@ -285,7 +294,7 @@ class Worker:
         for one in (spec, *spec.cuts):
             if one.trial not in self._finished:
                 self._finished.add(one.trial)
-                self._send({"kind": "finished", "trial": one.trial, "step": one.recipe.steps})
+                self._send(TrialSucceeded(one.trial, one.recipe.steps))
 
     def _score_the_rest(self, spec: TrialSpec) -> bool:
         """Cut and score checkpoints that a killed worker left; False when asked to stop."""
@@ -347,15 +356,8 @@ class Worker:
             )
         finally:
             base.release_encoders()
-        self._send(
-            {
-                "kind": "score",
-                "trial": spec.trial,
-                "step": checkpoint.step,
-                "score": score.model_dump(mode="json"),
-                "seconds": time.perf_counter() - started,
-            }
-        )
+        seconds = time.perf_counter() - started
+        self._send(CheckpointScored(spec.trial, checkpoint.step, score, seconds))
 
     def _reference(self) -> Recipe:
         """The trial on whose base, bare, all are compared with: the least rounded one's."""
@@ -368,7 +370,7 @@ class Worker:
         from captioning import STARTER_CLIP, Embedder
         from training.scoring.scorer import score_base
 
-        self._send({"kind": "base", "state": "scoring"})
+        self._send(BaseScoring("running"))
         self._embedder = Embedder(self.job.scoring.embedder or STARTER_CLIP)
         self._base_scores = score_base(
             self._base.for_training(reference),
@@ -377,7 +379,7 @@ class Worker:
             self._embedder,
             Path(self.job.score_dir),
         )
-        self._send({"kind": "base", "state": "scored"})
+        self._send(BaseScoring("succeeded"))
 
     def _raise_together(self, spec: TrialSpec, act: Callable[[], None]) -> None:
         """Let rank 0 act; if that fails, every rank raises, so that none waits for another."""
@@ -407,7 +409,7 @@ class Worker:
             "traceback": "".join(traceback.format_exception(error)),
         }
         write_atomic(spec.trial_dir / FAILED_FILE, json.dumps(content, indent=1).encode())
-        self._send({"kind": "failed", "trial": spec.trial, "error": content["error"]})
+        self._send(TrialFailed(spec.trial, content["error"]))
 
     def _send(self, event: Event) -> None:
         if self.group.rank == 0:

@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from captioning import (
     DatasetVersion,
@@ -19,6 +18,7 @@ from captioning import (
     record_edits,
 )
 from services.datasets.versions import newest_dataset
+from services.farm.progress import UNWATCHED
 from services.farm.settings import open_home
 
 
@@ -134,15 +134,14 @@ def test_the_settings_name_a_store_that_every_farm_shares(
     for home in (home_path, other):
         (home / "settings.yaml").write_text(f"dataset_store: {store}\n")
     assert lorafarm("dataset", "push", "aya")[0] == 0
-    quiet = Console(quiet=True)
-    fetched = newest_dataset(open_home(other), "aya", quiet)
+    fetched = newest_dataset(open_home(other), "aya", UNWATCHED)
     assert fetched.manifest_sha256 == dataset.manifest_sha256
     # A new version is there as soon as it is frozen; what a farm has already is not fetched again.
     assert lorafarm("dataset", "edit", "aya", "03.png", "--add", "red coat")[0] == 0
     code, out, err = lorafarm("dataset", "freeze", "aya")
     assert code == 0 and "pushed to" in out, err
     assert len(list((store / "datasets" / "aya").iterdir())) == 2
-    assert newest_dataset(open_home(other), "aya", quiet).name == dataset.name
+    assert newest_dataset(open_home(other), "aya", UNWATCHED).name == dataset.name
 
 
 def test_a_bucket_without_credentials_names_the_variables(

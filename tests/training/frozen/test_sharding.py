@@ -21,6 +21,14 @@ from torch import Tensor
 
 from captioning import ClassPictures, DatasetVersion, Store, UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.events import (
+    CheckpointScored,
+    Event,
+    PackMeasured,
+    StepTaken,
+    TrialStopped,
+    TrialSucceeded,
+)
 from training.families import Base, load_base
 from training.frozen.sharding import (
     held_bytes,
@@ -32,7 +40,7 @@ from training.frozen.sharding import (
 )
 from training.frozen.zero import load_with_zero, release_engine
 from training.group import Group
-from training.loop import Event, train
+from training.loop import train
 from training.recipe import Recipe
 from training.run.job import SweepJob, TrialSpec
 from training.run.lockstep import _Result, in_step
@@ -128,7 +136,7 @@ def work(job: SweepJob, group: Group, stop_after: int | None = None) -> list[Eve
     events: list[Event] = []
 
     def stopped() -> bool:
-        steps = [e for e in events if e["kind"] == "step" and e["trial"] == "t0"]
+        steps = [e for e in events if isinstance(e, StepTaken) and e.trial == "t0"]
         return stop_after is not None and len(steps) >= stop_after
 
     worker = Worker(job, group, torch.device("cpu"), events.append, stopped, None, max_deaths=2)
@@ -194,20 +202,23 @@ def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
     run_ranks(train_sharded, shared, tmp_path)
     alone = of_sdxl("sdxl-one", 4), of_flux("flux-one", 4), of_classes("classes-one", 4)
     packs = [
-        next(event for event in work(job, Group(0, 1)) if event["kind"] == "pack") for job in alone
+        next(event for event in work(job, Group(0, 1)) if isinstance(event, PackMeasured))
+        for job in alone
     ]
     for number, (job, which) in enumerate(zip(shared, (0, 0, 1, 2, 2), strict=True)):
         before, after = json.loads((tmp_path / f"events-{number}.json").read_text())
-        assert before[-1]["kind"] == "stopped"
-        resumed = [e["step"] for e in after if e["kind"] == "step" and e["trial"] == "t0"]
+        assert isinstance(before[-1], TrialStopped)
+        resumed = [e.step for e in after if isinstance(e, StepTaken) and e.trial == "t0"]
         assert resumed == [3, 4]
-        finished = sorted(e["trial"] for e in after if e["kind"] == "finished")
+        finished = sorted(e.trial for e in after if isinstance(e, TrialSucceeded))
         assert finished == [spec.trial for spec in job.trials]
         if job.scoring is not None:
-            assert ("t1", 2) in [(e["trial"], e["step"]) for e in after if e["kind"] == "score"]
+            assert ("t1", 2) in [
+                (e.trial, e.step) for e in after if isinstance(e, CheckpointScored)
+            ]
         # What each worker holds of the frozen base.
-        full = packs[which]["base_bytes"]
-        (share,) = [e["base_bytes"] for e in before if e["kind"] == "pack"]
+        full = packs[which].base_bytes
+        (share,) = [e.base_bytes for e in before if isinstance(e, PackMeasured)]
         assert 0.49 * full <= share <= 0.52 * full
         assert_same(job, alone[which])
 

@@ -14,15 +14,16 @@ import torch.distributed as dist
 
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
+from training.events import Event, StepTaken
 from training.families import Base, load_base
 from training.group import Group
-from training.loop import Event, TrainingDiverged, train_pack
+from training.loop import TrainingDiverged, train_pack
 from training.pack.adapters import adapter_state, bank_on, detach
 from training.pack.keepers import Keeper, keepers_for
 from training.pack.pack import Seat, last_contents, seat
 from training.pack.slot import Trial
 from training.recipe import Recipe
-from training.telemetry import pack_facts
+from training.telemetry import pack_measured
 
 WORKERS = 3
 SEATS = 4
@@ -69,7 +70,7 @@ def train(base: Base, packed: list[Trial], group: Group, until: int | None, shar
         assert all(torch.equal(shown[name], tensor) for name, tensor in saved.items())
 
     def stop() -> bool:
-        steps = [event for event in events if event["kind"] == "step" and event["trial"] == "t0"]
+        steps = [event for event in events if isinstance(event, StepTaken) and event.trial == "t0"]
         return until is not None and len(steps) >= until - 1
 
     train_pack(
@@ -167,7 +168,7 @@ def test_what_an_optimiser_is_said_to_keep_is_what_it_keeps(
     pack.bank.grads.fill_(1e-3)
     for slot in pack.slots:
         slot.take_step()
-    adamw, other = pack_facts(pack)["slot_bytes"]
+    adamw, other = pack_measured(pack).slot_bytes
     detach(tiny_base)
     size = recipes[1].optimizer.state_size
     assert other / adamw == pytest.approx((2 + size) / 4, abs=0.05)  # and small sums

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from training.checkpoints import list_checkpoints, load_checkpoint, samples_per_step_at
 from training.compiled import compile_blocks
 from training.data.latents import LatentCache
+from training.events import CompiledChecked, Event, StepTaken
 from training.families import Base, load_base
-from training.loop import Event, train_pack
+from training.loop import train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -50,8 +51,8 @@ def train(
 
     def hear(event: Event) -> None:
         on_event(event)
-        if event["kind"] == "step":
-            steps.append(event["step"])
+        if isinstance(event, StepTaken):
+            steps.append(event.step)
 
     def fail(trial: Trial, error: Exception) -> None:
         raise error
@@ -83,7 +84,7 @@ def begin(rank: int, port: int, base_path: Path, cache: LatentCache, folder: Pat
     compile_blocks(base, backend="eager")
     events: list[Event] = []
     train(base, Trial(folder / "compiled", recipe(), cache), rank, 2, on_event=events.append)
-    checked = [event["kept"] for event in events if event["kind"] == "compiled"]
+    checked = [event.kept for event in events if isinstance(event, CompiledChecked)]
     assert checked == ([True, True] if rank == 0 else [])
     dist.destroy_process_group()
 

@@ -19,6 +19,7 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.batches import CLASS_STREAM, draw_batch
 from training.data.class_pictures import class_samples
 from training.data.latents import LatentCache, encode_samples
+from training.events import StepTaken
 from training.families import Base, load_base
 from training.group import Group
 from training.loop import train, train_pack
@@ -142,7 +143,7 @@ def test_in_company_interrupted_and_accumulated_as_alone(
     steps: list[int] = []
 
     def count(event: dict[str, Any]) -> None:
-        steps.extend([event["step"]] if event["kind"] == "step" else [])
+        steps.extend([event.step] if isinstance(event, StepTaken) else [])
 
     # Left after a step that no checkpoint has: it is done again.
     broken = trials("broken")
