@@ -257,7 +257,7 @@ class MlflowRuns:
     def _push(
         self, run_id: str, group: str, files: Mapping[str, Path], pushed: Mapping[str, str]
     ) -> None:
-        """Upload the files (artifact path to local file) unless a tag in `pushed` has their hash."""
+        """Upload files (artifact path to local file) unless a tag in `pushed` has their hash."""
         digest = _digest(files, {file: file_sha256(file) for file in files.values()})
         if pushed.get(PUSHED_TAG + group) != digest:
             self._upload(run_id, group, files, digest)
