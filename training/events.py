@@ -1,14 +1,15 @@
-"""What happens while trials are trained and scored, as typed events for whoever watches.
+"""The events that tell what happens while trials are trained and scored.
 
-Frozen dataclasses, told apart by their literal `kind`. The workers send them, the driver hands them
-on in order; each can be written as one line of JSON and read back, so that a server can stream
-them. Sizes are in bytes, times in seconds unless a name says otherwise. Nothing is decided here.
+They are frozen dataclasses, told apart by their literal `kind`. The workers send them, and the
+driver hands them on in order. Each can be written as one line of JSON and read back, so that a
+server can stream them. Sizes are in bytes, times in seconds unless a name says otherwise. Nothing
+is decided here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -69,7 +70,7 @@ class TrialStarted:
 @_strict
 @dataclass(frozen=True)
 class StepTaken:
-    """One trial has taken one optimiser step; the fields are those of its row in metrics.jsonl."""
+    """One trial has taken one optimiser step; see `row` for its line in metrics.jsonl."""
 
     trial: str
     step: int
@@ -84,6 +85,16 @@ class StepTaken:
     peak_device_bytes: int | None = None  # on CUDA: the peak of the step's tensors
     resident_bytes: int | None = None  # on a CPU, which keeps no such count
     kind: Literal["step_taken"] = "step_taken"
+
+    def row(self) -> dict[str, int | float | None]:
+        """The step's row in the trial's metrics.jsonl; memory that was not counted is left out."""
+        left_out = {"trial", "steps", "kind"}
+        if self.peak_device_bytes is None:
+            left_out.add("peak_device_bytes")
+        if self.resident_bytes is None:
+            left_out.add("resident_bytes")
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if name not in left_out}
 
 
 @_strict

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from captioning import UserError, parse_config
-from training.families import FAMILIES
+from training.family_facts import FAMILY_FACTS
 from training.recipe import CONV_PRESET, Recipe
 
 # Recipe fields that only flow models have, and such as only diffusions have.
@@ -22,16 +22,16 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
     Raises KeyError for an unknown family, and UserError naming `source` and the field when it asks
     for what the family does not have.
     """
-    kind = FAMILIES[family]
+    facts = FAMILY_FACTS[family]
     data = recipe.model_dump(mode="json", exclude_unset=True)
-    for dotted, value in kind.defaults.items():
+    for dotted, value in facts.defaults.items():
         # A family's learning rate is one of AdamW; other optimisers have their own.
         if dotted != "optimizer.lr" or recipe.optimizer.type == "adamw":
             _set_default(data, dotted, value)
     fitted = parse_config(Recipe, data, source)
     refused, reason = (
         (DIFFUSION_FIELDS, "belongs to diffusions; a flow has no signal-to-noise weighting")
-        if kind.is_flow
+        if facts.is_flow
         else (FLOW_FIELDS, "belongs to flow models (SD3, FLUX and later)")
     )
     for field in refused:
@@ -41,8 +41,8 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
                 f"is {getattr(fitted, field)}, but {family} cannot use it: it {reason}",
                 "leave it out",
             )
-    if fitted.network.text_encoder is not None and not kind.encoder_attention_modules:
-        able = (name for name, other in FAMILIES.items() if other.encoder_attention_modules)
+    if fitted.network.text_encoder is not None and not facts.trains_text_encoders:
+        able = (name for name, other in FAMILY_FACTS.items() if other.trains_text_encoders)
         raise UserError(
             f"{source}: network.text_encoder",
             f"is set, but {family} has its captions read by a large language model, alone or "
@@ -58,7 +58,7 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
             f"is {nested[-1]}",
             f"set it to {nested[-1]}",
         )
-    if fitted.network.targets == CONV_PRESET and not kind.convolution_modules:
+    if fitted.network.targets == CONV_PRESET and not facts.has_convolutions:
         raise UserError(
             f"{source}: network.targets",
             f"is {CONV_PRESET}, but the denoiser of {family} is a transformer, whose blocks have "
@@ -70,7 +70,7 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
 
 def usual_recipes() -> dict[str, Recipe]:
     """By family, what a recipe that says nothing is on a base of it."""
-    return {family: fit_recipe(Recipe(), family, "recipe") for family in FAMILIES}
+    return {family: fit_recipe(Recipe(), family, "recipe") for family in FAMILY_FACTS}
 
 
 def _set_default(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -11,35 +11,33 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.data.batches import CLASS_STREAM, draw_batch, of_one_shape, places_of
-from training.families import Base
 from training.frozen.sharding import is_sharded
+from training.group import Workers
 from training.losses import pack_losses
-from training.micro_batches import first_words, is_out_of_memory
+from training.out_of_memory import first_words, is_out_of_memory
 from training.pack.pack import Pack
 from training.precision import autocast
 from training.recipe import Recipe
 
 
 def add_up_gradients(
-    base: Base,
     pack: Pack,
     split: Recipe,
     precision: str,
-    rank: int,
-    world_size: int,
+    workers: Workers,
     step_samples: int,
 ) -> tuple[Tensor, str | None]:
     """Forward and backward of a step, in the micro-batches of `split`; mean losses.  # (K,)
 
     With them what was said if memory ran out on the way; the gradients are then of no use.
     """
-    bank, slots = pack.bank, pack.slots
+    base, bank, slots = pack.base, pack.bank, pack.slots
     losses = torch.zeros(len(slots), device=base.device)
     # Of one worker, in micro-batches; not a whole number where they cannot be dealt out evenly.
-    mean_share = step_samples / (split.batch_size * world_size)
+    mean_share = step_samples / (split.batch_size * workers.world_size)
     try:
         for micro_step in range(split.accumulation):
-            places = places_of(split, micro_step, rank, world_size)
+            places = places_of(split, micro_step, workers.rank, workers.world_size)
             is_spare = places.start >= step_samples
             if is_spare:  # computed all the same: a shared base needs every worker in every pass
                 places = range(split.batch_size)

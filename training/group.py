@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,22 @@ from captioning import write_atomic
 LONGEST_WAIT = timedelta(days=1)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers that train a pack together, and this worker's place among them."""
+
+    rank: int = 0
+    world_size: int = 1
+    #: The number of workers that a recipe's `batch_size` is written for; None: `world_size`.
+    batch_workers: int | None = None
+    #: The group whose workers keep the optimisers of a part of the trials each, which gives the
+    #: same numbers (see `pack.keepers`); None: every worker keeps all optimisers.
+    optimizers_shared_in: Group | None = None
+
+
+ALONE = Workers()
 
 
 class Group:

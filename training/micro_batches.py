@@ -7,51 +7,21 @@ counted by their place in the whole step, so the result is equal up to float rou
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from captioning import UserError, write_atomic
+from training.events import MemorySplit
+from training.out_of_memory import free_cached
 from training.pack.pack import Pack
 from training.pack.slot import Slot
 from training.recipe import Recipe
-
-EFFECTIVE_FILE = "effective_batch.json"
-BATCH_SIZE, ACCUMULATION = "effective_batch_size", "effective_accumulation"
-# What PyTorch's CPU allocator says (c10/core/impl/alloc_cpu.cpp), and C++ where it is not asked.
-_CPU_WORDS = ("DefaultCPUAllocator", "bad_alloc")
-# All that oneDNN says when it finds no memory for the code of a convolution.
-_ONEDNN_WORDS = "could not create a primitive"
+from training.trial_files import ACCUMULATION, BATCH_SIZE, EFFECTIVE_FILE
 
 
 class OutOfMemory(UserError):
     """A pack does not fit, with smaller micro-batches either; raised on every worker alike."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the accelerator or in the host's memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = str(error).strip()
-    return isinstance(error, RuntimeError) and (
-        words == _ONEDNN_WORDS or any(word in words for word in _CPU_WORDS)
-    )
-
-
-def first_words(error: BaseException) -> str:
-    """What it says first: to be kept in its place, as the error holds on to what was allocated."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def free_cached(device: torch.device) -> None:
-    """Give back the cached blocks of what failed, so that other sizes find room."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 class MicroBatches:
@@ -94,7 +64,7 @@ class MicroBatches:
     def untold(self, pack: Pack) -> list[Slot]:
         """Slots in smaller micro-batches than planned, whose folders do not say so yet.
 
-        Those of a pack that ran out of memory, and of trials that took a seat in it later; to be
+        Those of a pack that ran out of memory, and of trials that took a slot in it later; to be
         asked when a step has fitted, and answered once.
         """
         if self.recipe.batch_size == self._planned_size:
@@ -103,8 +73,8 @@ class MicroBatches:
         self._told.update(slot.trial.id for slot in untold)
         return untold
 
-    def keep(self, slots: Sequence[Slot]) -> dict[str, Any]:
-        """Write down in the trials' folders what they are trained with from here on; returns it."""
+    def keep(self, slots: Sequence[Slot]) -> MemorySplit:
+        """Write into the trials' folders how they are trained from here on; returns the event."""
         split = self.recipe
         content = {
             BATCH_SIZE: split.batch_size,
@@ -114,7 +84,12 @@ class MicroBatches:
         for slot in slots:
             data = json.dumps({**content, "after_step": slot.step}, indent=1) + "\n"
             write_atomic(slot.trial.trial_dir / EFFECTIVE_FILE, data.encode())
-        return {"trials": [slot.trial.id for slot in slots], **content}
+        return MemorySplit(
+            trials=tuple(slot.trial.id for slot in slots),
+            effective_batch_size=split.batch_size,
+            effective_accumulation=split.accumulation,
+            found=self._found,
+        )
 
 
 def _with_batch_size(recipe: Recipe, size: int) -> Recipe:

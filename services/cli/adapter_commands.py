@@ -23,7 +23,7 @@ def promote(
     home: HomeOption = None,
 ) -> None:
     """Point an alias at a version; the old production becomes `previous`."""
-    from services.registry.winner import promote as promote_version
+    from services.registry.releases import promote as promote_version
 
     promotion = promote_version(open_home(home), name, version, to)
     console.print(
@@ -46,7 +46,7 @@ def export(
     home: HomeOption = None,
 ) -> None:
     """Write a registered adapter as a file that generation tools load, checked by its sha256."""
-    from services.registry.winner import hand_out
+    from services.registry.releases import hand_out
 
     handed_out = hand_out(open_home(home), adapter, to, format)
     for file, sha256 in handed_out.files:

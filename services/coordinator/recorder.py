@@ -14,8 +14,15 @@ from services.report.trial_sheet import trial_sheet
 from services.sweeps.files import failures
 from services.sweeps.plan import PlannedTrial
 from services.sweeps.prepare import PreparedSweep
-from services.sweeps.trial_files import read_effective_batch, read_measures, step_folders
-from training import CheckpointScored, Event, TrialFailed, TrialSucceeded
+from training import (
+    CheckpointScored,
+    Event,
+    TrialFailed,
+    TrialSucceeded,
+    read_effective_batch,
+    read_score,
+    step_folders,
+)
 
 
 class Recorder:
@@ -66,7 +73,7 @@ class Recorder:
         """Bring one trial's run up to its folder and return the run id."""
         asked, dataset = self._prepared.asked, self._prepared.dataset
         trial_dir = self._home.store.runs / planned.trial
-        scores = {step: read_measures(folder) for step, folder in step_folders(trial_dir).items()}
+        scores = {step: read_score(folder) for step, folder in step_folders(trial_dir).items()}
         return self._registry.runs.record_trial(
             self._sweep_run,
             TrialFacts(
@@ -79,7 +86,7 @@ class Recorder:
                     dataset.manifest_sha256,
                 ),
                 trial_dir=trial_dir,
-                scores={step: measures for step, measures in scores.items() if measures},
+                scores={step: score.measures() for step, score in scores.items() if score},
                 state=state,
                 # Tags and not params: a later run may come down to smaller ones.
                 tags={

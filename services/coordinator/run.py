@@ -126,7 +126,7 @@ def _job(home: Home, prepared: PreparedSweep) -> SweepJob:
         scoring=asked.config.scoring,
         score_dir=str(scores_dir(home.store, asked)),
         store=str(home.store.root),
-        max_slots=settings.trials_per_pack,
+        trials_per_pack=settings.trials_per_pack,
         gradient_checkpointing=settings.gradient_checkpointing,
         compile=settings.compile,
         strategy=settings.strategy,

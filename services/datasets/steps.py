@@ -42,7 +42,7 @@ from captioning import (
 )
 from services.datasets.check import curation_limits
 from services.datasets.versions import PushedDataset, push_dataset
-from services.farm.progress import Progress
+from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home, Settings
 
 
@@ -92,8 +92,8 @@ def add_pictures(
     sources: Path | Sequence[Path],
     trigger: str,
     class_word: str,
-    captions: Literal["keep", "ignore"],
-    progress: Progress,
+    captions: Literal["keep", "ignore"] = "keep",
+    progress: Progress = UNWATCHED,
 ) -> AddedPictures:
     """Make or find the character `name` and take in its pictures; nothing given is changed.
 
@@ -108,7 +108,9 @@ def add_pictures(
     return AddedPictures(character, report)
 
 
-def caption_pictures(home: Home, names: Iterable[str], progress: Progress) -> CaptionedPictures:
+def caption_pictures(
+    home: Home, names: Iterable[str], progress: Progress = UNWATCHED
+) -> CaptionedPictures:
     """Observe and caption the pictures of the characters `names`; Ray must be running.
 
     Only pictures that a model has not seen yet are sent to it. A picture on which a model failed
@@ -147,7 +149,9 @@ def observers_of(settings: Settings) -> tuple[ObserverConfig, ...]:
     )
 
 
-def freeze_dataset(home: Home, name: str, holdout: float, progress: Progress) -> FrozenDataset:
+def freeze_dataset(
+    home: Home, name: str, holdout: float, progress: Progress = UNWATCHED
+) -> FrozenDataset:
     """Freeze the captioned pictures of the character `name`, or find the equal version.
 
     The share `holdout` of the pictures is kept out of training, for scoring. A new version is

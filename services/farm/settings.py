@@ -91,8 +91,8 @@ class Settings(BaseModel):
     )
     optimizer_states: Literal["best_and_last", "all"] = Field(
         "best_and_last",
-        description="Which checkpoints keep the optimiser's state, most of their size: each trial's "
-        "best and last, or all. Adapters, scores and pictures are always kept.",
+        description="Which checkpoints keep the optimiser's state, most of their size: the best "
+        "and the last of each trial, or all. Adapters, scores and pictures are always kept.",
     )
     use_gpu: bool | None = Field(
         None, description="Train on GPUs; none means yes where CUDA is available."

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from services.registry.trial_facts import public_value
-from services.sweeps.trial_files import Measures
+from training import Measures
 
 CARD_FILE = "adapter.json"
 CARD_SCHEMA = "lorafarm-adapter/1"

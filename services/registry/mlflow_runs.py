@@ -23,7 +23,7 @@ from services.registry.trial_facts import (
     public_tags,
     trial_points,
 )
-from services.sweeps.trial_files import step_folders
+from training import step_folders
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

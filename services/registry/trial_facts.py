@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from services.sweeps.trial_files import IntervalLike, Measures, read_metrics
+from training import Interval, Measures, read_metrics
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ def trial_points(trial: TrialFacts, start_ms: int) -> Iterator[Point]:
             yield from _interval_points(name, interval, step, timestamp)
 
 
-def _interval_points(
-    name: str, interval: IntervalLike, step: int, timestamp: int
-) -> Iterator[Point]:
+def _interval_points(name: str, interval: Interval, step: int, timestamp: int) -> Iterator[Point]:
     yield Point(f"score/{name}", step, interval.value, timestamp)
     yield Point(f"score/{name}.low", step, interval.low, timestamp)
     yield Point(f"score/{name}.high", step, interval.high, timestamp)

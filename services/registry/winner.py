@@ -1,6 +1,6 @@
-"""What stands between the trials and the tools: the winner registered, versions handed out.
+"""Exports a sweep's winner and registers it.
 
-Checkpoints in; verified files, registry versions and moved aliases out.
+A scored checkpoint in; verified files and a registry version out.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from captioning import DatasetVersion, Store, UserError, content_hash, write_atomic
+from captioning import DatasetVersion, Store, content_hash, write_atomic
 from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
-from services.registry.bundle import FORMATS, AdapterCard, AdapterVersion
-from services.registry.registry import CANDIDATE, PRODUCTION, Registry
+from services.registry.bundle import AdapterCard
+from services.registry.registry import CANDIDATE, Registry
 from services.sweeps.files import AskedSweep
 from training import (
     Candidate,
     ExportReport,
     Winner,
     approximation,
+    checkpoint_dir,
     export_adapter,
     load_base,
     load_checkpoint,
@@ -31,7 +32,6 @@ RECOMMENDED_WEIGHT = 1.0
 EXPORTS_FILE = "exports.json"
 # What diffusers' load_lora_weights looks for in a folder.
 DIFFUSERS_FOLDER, DIFFUSERS_FILE = "diffusers", "pytorch_lora_weights.safetensors"
-ALIASES = (CANDIDATE, PRODUCTION)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def register_winner(
     registered.
     """
     candidate = winner.candidate
-    checkpoint = home.store.runs / candidate.trial / f"step-{candidate.step:06d}"
+    checkpoint = checkpoint_dir(home.store.runs / candidate.trial, candidate.step)
     sha256 = content_hash(checkpoint / "adapter.safetensors")
     name = f"{asked.character}.{asked.family}"
     with progress.step(f"{asked.character}: winner exported and verified"):
@@ -115,66 +115,10 @@ def exports_of(
     store: Store, character: str, candidate: Candidate
 ) -> tuple[tuple[Path, ExportReport], ...]:
     """The exported files of a checkpoint, each with its folder; empty when it was not exported."""
-    checkpoint = store.runs / candidate.trial / f"step-{candidate.step:06d}"
+    checkpoint = checkpoint_dir(store.runs / candidate.trial, candidate.step)
     sha256 = content_hash(checkpoint / "adapter.safetensors")
     folder = store.adapters / character / sha256[:16]
     return tuple((folder, report) for report in _read_exports(folder) or ())
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """An alias that points at a version now."""
-
-    name: str
-    alias: str
-    version: int
-    has_lock: bool  # False: on a tracking server nothing keeps two commands from promoting at once
-
-
-def promote(home: Home, name: str, version: int, alias: str = PRODUCTION) -> Promotion:
-    """Point `alias` at a version; what `production` pointed to becomes `previous`.
-
-    Raises UserError for an unknown name, version or alias.
-    """
-    if alias not in ALIASES:
-        raise UserError(f"--to {alias}", "no such alias", f"use one of: {', '.join(ALIASES)}")
-    registry = open_registry(home)
-    registry.set_alias(name, version, alias)
-    return Promotion(name, alias, version, registry.has_lock)
-
-
-@dataclass(frozen=True)
-class HandedOut:
-    """A version's files of one format, as they lie in a folder now."""
-
-    adapter: AdapterVersion
-    files: tuple[tuple[Path, str], ...]  # each file with its sha256
-
-    @property
-    def trigger(self) -> str:
-        return self.adapter.tags["trigger"]
-
-
-def hand_out(home: Home, reference: str, to: Path, format: str) -> HandedOut:
-    """Put a version's files of one format ("kohya" or "diffusers") into the folder `to`.
-
-    Raises UserError for an unknown reference or format, and for bytes that were changed.
-    """
-    if format not in FORMATS:
-        raise UserError(
-            f"--format {format}", "unknown", f"use one of: {', '.join(sorted(FORMATS))}"
-        )
-    adapter, files = open_registry(home).download(reference, to, format)
-    return HandedOut(adapter, tuple((file, content_hash(file)) for file in files))
-
-
-def open_registry(home: Home) -> Registry:
-    """The farm's registry; UserError when nothing was ever registered in the embedded one."""
-    if home.settings.tracking_uri is None and not (home.path / "mlflow.db").exists():
-        raise UserError(
-            str(home.path), "nothing is registered yet", "run `lorafarm sweep <character>` first"
-        )
-    return Registry(home.tracking_uri, home.artifacts)
 
 
 def _card(

@@ -1,7 +1,7 @@
 """What a report says, as plain values: filled by whoever ran the sweep, read by the page.
 
-Trials' folders and facts in, frozen data classes out. Decides nothing about looks, and which
-checkpoint won is told to it.
+Trials' folders and facts in, frozen data classes out. It decides nothing about looks, and is told
+which checkpoint won and how the others rank.
 """
 
 from __future__ import annotations
@@ -14,14 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from services.sweeps.trial_files import (
-    Measures,
-    read_measures,
-    read_metrics,
-    read_samples,
-    step_folders,
-)
-from training import METHOD_NAMES
+from training import METHOD_NAMES, Measures, Standing, read_metrics, step_folders
 
 # A picture is a file, or already in memory.
 Picture = Path | Image.Image
@@ -52,6 +45,7 @@ class CheckpointResult:
     measures: Measures | None
     pictures: tuple[Picture, ...] = ()
     failed_guards: tuple[str, ...] = ()  # in words, such as "drift 0.31 is above 0.25"
+    place: int | None = None  # in the sweep's ranking; 1 is the winner, None was not scored
 
 
 @dataclass(frozen=True)
@@ -207,26 +201,22 @@ def read_trial(
     trial: str,
     method: str,
     rank: int,
-    failed_guards: Mapping[int, tuple[str, ...]] | None = None,
+    standings: Mapping[int, Standing] | None = None,
     seconds: float | None = None,
     variant: str = "",
     views_per_step: float | None = None,
     note: str = "",
 ) -> TrialResult:
-    """The result that lies in a trial's folder; `failed_guards` are given by step.
+    """The result that lies in a trial's folder.
 
-    The pictures are those of the first seed. `seconds` is summed from the trial's shares of
-    the steps' times when not given. Raises ValueError for a malformed `metrics.jsonl` or
-    `scores.json`.
+    `standings` are the trial's places in the sweep's ranking, by step; other checkpoints were not
+    scored as the sweep asks. The pictures are those of the first seed. `seconds` is summed from the
+    trial's shares of the steps' times when not given. Raises ValueError for a malformed
+    `metrics.jsonl`.
     """
     rows = read_metrics(trial_dir)
     checkpoints = tuple(
-        CheckpointResult(
-            step=step,
-            measures=read_measures(folder),
-            pictures=tuple(sample.file for sample in read_samples(folder)),
-            failed_guards=(failed_guards or {}).get(step, ()),
-        )
+        checkpoint_result(step, folder, (standings or {}).get(step))
         for step, folder in step_folders(trial_dir).items()
     )
     # A step's time is that of all trials in the pack; shares add up to what was spent.
@@ -242,6 +232,16 @@ def read_trial(
         variant=variant,
         views_per_step=views_per_step,
         note=note,
+    )
+
+
+def checkpoint_result(step: int, folder: Path, standing: Standing | None) -> CheckpointResult:
+    """What a report shows of a checkpoint in `folder` with this place in the sweep's ranking."""
+    if standing is None:
+        return CheckpointResult(step, None)
+    score = standing.candidate.score
+    return CheckpointResult(
+        step, score.measures(), score.row(folder), standing.failed_guards, standing.place
     )
 
 

@@ -1,6 +1,6 @@
-"""Orders the checkpoints of a sweep for people: the winner first, then by identity.
+"""The rows of the report's leaderboard, in the order of the sweep's own ranking.
 
-Results in, rows out. The winner itself is chosen elsewhere and only shown here.
+Results in, rows out. `training.choose_winner` ranks; nothing is ranked again here.
 """
 
 from __future__ import annotations
@@ -21,34 +21,13 @@ class LeaderboardRow:
 
 
 def leaderboard_rows(character: CharacterReport) -> list[LeaderboardRow]:
-    """All checkpoints: the winner, then those that fail the fewest guards, at last the unscored.
-
-    Among equals by higher identity, then fewer steps, then smaller rank.
-    """
+    """All checkpoints by their place, and after them those that were not scored, by step."""
     winner = character.winning_checkpoint
-
-    def order(entry: tuple[TrialResult, CheckpointResult]) -> tuple[float, ...]:
-        trial, checkpoint = entry
-        measures = checkpoint.measures
-        return (
-            checkpoint is not winner,
-            measures is None,
-            len(checkpoint.failed_guards),
-            -measures["identity"].value if measures else 0.0,
-            checkpoint.step,
-            trial.rank,
-        )
-
-    entries = sorted(
-        ((trial, checkpoint) for trial in character.trials for checkpoint in trial.checkpoints),
-        key=order,
-    )
-    return [
-        LeaderboardRow(
-            place=index if checkpoint.measures else None,
-            trial=trial,
-            checkpoint=checkpoint,
-            winner=checkpoint is winner,
-        )
-        for index, (trial, checkpoint) in enumerate(entries, start=1)
+    rows = [
+        LeaderboardRow(checkpoint.place, trial, checkpoint, checkpoint is winner)
+        for trial in character.trials
+        for checkpoint in trial.checkpoints
     ]
+    ranked = sorted((row for row in rows if row.place is not None), key=lambda row: row.place or 0)
+    unscored = (row for row in rows if row.place is None)
+    return ranked + sorted(unscored, key=lambda row: (row.checkpoint.step, row.trial.rank))

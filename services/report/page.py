@@ -29,8 +29,7 @@ from services.report.plots import (
     svg_uri,
     trade_off_figure,
 )
-from services.sweeps.trial_files import IntervalLike
-from training import FAMILIES
+from training import FAMILY_FACTS, Interval
 
 # Measure, its heading, which way is better, and what it says in a few words.
 MEASURE_HEADINGS = (
@@ -117,7 +116,7 @@ def file_size(size_bytes: int) -> str:
     return f"{size:.1f} {unit}"
 
 
-def range_bar(interval: IntervalLike, low: float, high: float) -> Markup:
+def range_bar(interval: Interval, low: float, high: float) -> Markup:
     """A small drawing of the interval on the axis low..high: a band with a dot at the value."""
 
     def place(value: float) -> float:
@@ -272,7 +271,7 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
     if loadable is not None and ".safetensors" not in character.base:
         path = PurePosixPath(loadable.name)
         # Else every part has the type that it was saved in, and parts of two cannot compute.
-        dtype = TORCH_TYPES[FAMILIES[character.family].half]
+        dtype = TORCH_TYPES[FAMILY_FACTS[character.family].half]
         lines = [
             "import torch",
             "from diffusers import DiffusionPipeline",

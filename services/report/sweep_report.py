@@ -9,7 +9,8 @@ from pathlib import Path
 
 from captioning import Sample, load_skipped
 from services.farm.settings import Home
-from services.registry.winner import exports_of, open_registry
+from services.registry.releases import open_registry
+from services.registry.winner import exports_of
 from services.report import (
     CaptionedPicture,
     CharacterReport,
@@ -119,8 +120,8 @@ def _captioned(samples: tuple[Sample, ...]) -> tuple[CaptionedPicture, ...]:
 
 
 def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> TrialResult:
-    failed = {
-        standing.candidate.step: standing.failed_guards
+    standings = {
+        standing.candidate.step: standing
         for standing in winner.table
         if standing.candidate.trial == planned.trial
     }
@@ -133,7 +134,7 @@ def _trial(home: Home, planned: PlannedTrial, winner: Winner, pictures: int) -> 
         rank=network.rank,
         variant=planned.variant,
         note=approximation(network.nested_ranks) if network.nested_ranks else "",
-        failed_guards=failed,
+        standings=standings,
         views_per_step=views_per_image(
             1, planned.recipe, pictures, home.settings.workers, begun_with(trial_dir)
         ),

@@ -8,7 +8,7 @@ from captioning import DatasetVersion, Store
 from services.report import SheetRow, contact_sheet
 from services.sweeps.files import AskedSweep, base_scores, candidates
 from services.sweeps.plan import PlannedTrial
-from training import SUBJECT_SLOT
+from training import SUBJECT_SLOT, checkpoint_dir
 
 
 def trial_sheet(
@@ -25,7 +25,7 @@ def trial_sheet(
     base = base_scores(store, asked, scored[0].score)
     rows = [SheetRow("base model", base.row(base.folder))]
     for candidate in scored:
-        folder = store.runs / candidate.trial / f"step-{candidate.step:06d}"
+        folder = checkpoint_dir(store.runs / candidate.trial, candidate.step)
         rows.append(
             SheetRow(
                 f"step {candidate.step}, {candidate.views:.0f} views", candidate.score.row(folder)

@@ -16,9 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from captioning import DatasetVersion, Store, UserError, load_dataset, parse_config, write_atomic
 from services.sweeps.plan import PlannedTrial, SweepConfig, SweepPlan, plan_sweep
-from services.sweeps.trial_files import SCORES_FILE
 from training import (
-    FAILED_FILE,
     BaseFacts,
     BaseScores,
     Candidate,
@@ -26,6 +24,8 @@ from training import (
     Score,
     ScoringConfig,
     list_checkpoints,
+    read_failure,
+    read_score,
     samples_per_step_at,
     views_per_image,
 )
@@ -143,10 +143,8 @@ def candidates(
     for planned in trials:
         network = planned.recipe.network
         for checkpoint in list_checkpoints(store.runs / planned.trial):
-            if not (checkpoint.path / SCORES_FILE).exists():
-                continue
-            score = Score.load(checkpoint.path)
-            if _comparable(score.config) == wanted:
+            score = read_score(checkpoint.path)
+            if score is not None and _comparable(score.config) == wanted:
                 step = checkpoint.step
                 samples = samples_per_step_at(checkpoint.path)
                 pictures = len(dataset.train)
@@ -173,12 +171,8 @@ def _comparable(config: ScoringConfig) -> ScoringConfig:
 
 def failures(store: Store, trials: tuple[PlannedTrial, ...]) -> dict[str, str]:
     """Trial to the error that ended it."""
-    found = {}
-    for planned in trials:
-        file = store.runs / planned.trial / FAILED_FILE
-        if file.exists():
-            found[planned.trial] = json.loads(file.read_text("utf-8"))["error"]
-    return found
+    found = {planned.trial: read_failure(store.runs / planned.trial) for planned in trials}
+    return {trial: error for trial, error in found.items() if error is not None}
 
 
 def base_scores(store: Store, asked: AskedSweep, score: Score) -> BaseScores:

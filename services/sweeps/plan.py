@@ -50,7 +50,9 @@ class PlannedTrial:
 
     trial: str
     recipe: Recipe
-    cut_of: str | None = None  # the trial with nested ranks from which this one's checkpoints are cut
+    cut_of: str | None = (
+        None  # the trial with nested ranks from which this one's checkpoints are cut
+    )
     variant: str = ""  # what tells it from other trials of its method and rank, in words
 
     @property

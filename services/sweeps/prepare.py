@@ -15,7 +15,6 @@ from services.sweeps.class_sets import check_class_pictures, with_class_sets
 from services.sweeps.estimates import Estimator, PackEstimate, checkpoints_left
 from services.sweeps.files import AskedSweep, record_sweep
 from services.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
-from services.sweeps.trial_files import step_folders
 from services.sweeps.unused_settings import refuse_unused
 from training import (
     STARTER_BASE,
@@ -23,6 +22,7 @@ from training import (
     base_facts,
     check_on_base,
     refuse_quantised_shares,
+    step_folders,
     views_per_image,
 )
 

@@ -22,7 +22,8 @@ import yaml
 from step_loop import demo_dataset
 
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
-from training.loop import train_pack
+from training.events import StepTaken
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 
 SWEEP = Path(__file__).parents[2] / "services/cli/demo/sweep.yaml"
@@ -46,14 +47,14 @@ def median_step_ms(base: Base, cache: LatentCache, recipes: list[Recipe], folder
     taken: dict[int, float] = {}
 
     def note(event: dict[str, Any]) -> None:
-        if event["kind"] == "step":
-            taken[event["step"]] = event["step_ms"]
+        if isinstance(event, StepTaken):
+            taken[event.step] = event.step_ms
 
     def fail(trial: Trial, error: Exception) -> None:
         raise error
 
     trials = [Trial(folder / f"t{k}", recipe, cache) for k, recipe in enumerate(recipes)]
-    train_pack(base, trials, on_failure=fail, on_event=note)
+    train_pack(base, trials, Callbacks(fail, on_event=note))
     return statistics.median(ms for step, ms in taken.items() if step > WARM_UP_STEPS)
 
 

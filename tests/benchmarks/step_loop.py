@@ -33,7 +33,8 @@ from captioning import DatasetVersion, Sample
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
 from training.data.batches import draw_batch
 from training.data.crop import read_pixels
-from training.loop import train_pack
+from training.events import StepTaken
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 
 PICTURES = Path(__file__).parents[2] / "services" / "cli" / "demo" / "pictures" / "aya"
@@ -146,19 +147,19 @@ def compare(base: str, device: str, recipe: Recipe, slots: int) -> list[Taken]:
         other = EncodingLoop(theirs, dataset, cache, recipe)
 
         def take_turns(event: dict[str, Any]) -> None:
-            if event["kind"] != "step" or event["trial"] != "t0":
+            if not isinstance(event, StepTaken) or event.trial != "t0":
                 return
             # The loop's own clock has stopped: what is done here is not part of its step.
-            loss, seconds, encoding = other.step(event["step"] - 1)
-            differences.append(abs(loss - event["loss"]) / loss)
-            taken.append(Taken(event["step_ms"] / 1000 / slots, seconds, encoding))
+            loss, seconds, encoding = other.step(event.step - 1)
+            differences.append(abs(loss - event.loss) / loss)
+            taken.append(Taken(event.step_ms / 1000 / slots, seconds, encoding))
 
         def fail(trial: Trial, error: Exception) -> None:
             raise error
 
         recipes = [recipe.model_copy(update={"seed": number}) for number in range(slots)]
         trials = [Trial(Path(folder) / f"t{k}", own, cache) for k, own in enumerate(recipes)]
-        train_pack(ours, trials, on_failure=fail, on_event=take_turns)
+        train_pack(ours, trials, Callbacks(fail, on_event=take_turns))
     if max(differences) > LOSS_TOLERANCE:
         raise SystemExit(f"the losses differ by up to {max(differences):.2g} of themselves")
     print(f"losses of {len(differences)} steps agree within {max(differences):.1g} of themselves")

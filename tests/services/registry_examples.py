@@ -1,7 +1,7 @@
 """The card of an adapter, as a sweep writes it."""
 
 from services.registry.bundle import AdapterCard
-from services.sweeps.trial_files import MEASURES, Interval
+from training import MEASURES, Interval
 
 CARD = AdapterCard(
     character="aya",
@@ -17,5 +17,5 @@ CARD = AdapterCard(
     trigger="ayachar",
     class_word="person",
     recommended_weight=1.0,
-    scores={name: Interval(0.62, 0.551, 0.704) for name in MEASURES},
+    scores={name: Interval(value=0.62, low=0.551, high=0.704) for name in MEASURES},
 )

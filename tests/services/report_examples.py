@@ -17,34 +17,40 @@ from services.report import (
     TrialResult,
     WinnerChoice,
 )
-from services.sweeps.trial_files import MEASURES, Interval, Measures
+from training import MEASURES, Interval, Measures
 
 PROMPTS = ("portrait of ayachar, person", "close-up of ayachar, person, smiling")
 
 
 def measures(identity: float, drift: float = 0.1) -> Measures:
     values = dict.fromkeys(MEASURES, 0.5) | {"identity": identity, "drift": drift}
-    return {name: Interval(value, value - 0.05, value + 0.05) for name, value in values.items()}
+    return {
+        name: Interval(value=value, low=value - 0.05, high=value + 0.05)
+        for name, value in values.items()
+    }
 
 
 def picture(color: str, side: int = 8) -> Image.Image:
     return Image.new("RGB", (side, side), color)
 
 
-def checkpoint(step: int, identity: float, failed: tuple[str, ...] = ()) -> CheckpointResult:
-    return CheckpointResult(step, measures(identity), (picture("red"), picture("blue")), failed)
+def checkpoint(
+    step: int, identity: float, place: int, failed: tuple[str, ...] = ()
+) -> CheckpointResult:
+    pictures = (picture("red"), picture("blue"))
+    return CheckpointResult(step, measures(identity), pictures, failed, place)
 
 
 def character(name: str = "aya") -> CharacterReport:
     losses = tuple((step, 1 / step) for step in range(1, 21))
     trials = (
-        TrialResult("t000000000001", "lora", 4, 61.0, (checkpoint(10, 0.4),), losses),
+        TrialResult("t000000000001", "lora", 4, 61.0, (checkpoint(10, 0.4, 2),), losses),
         TrialResult(
             "t000000000002",
             "dora",
             8,
             75.5,
-            (checkpoint(10, 0.6), checkpoint(20, 0.9, ("drift 0.31 is above 0.25",))),
+            (checkpoint(10, 0.6, 1), checkpoint(20, 0.9, 3, ("drift 0.31 is above 0.25",))),
             losses,
         ),
     )

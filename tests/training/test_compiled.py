@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -20,11 +19,13 @@ from torch._dynamo.utils import counters
 
 from captioning import UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
-from training.compiled import CompiledBlocks, add_up_checked, compile_blocks, repeated_blocks
+from training.compiled import add_up_checked, compile_blocks
 from training.data.latents import LatentCache
+from training.events import CompiledChecked, Event
 from training.families import Base, load_base
+from training.families.compiled_blocks import CompiledBlocks, is_compiled, repeated_blocks
 from training.frozen.quantised import load_quantised
-from training.loop import train_pack
+from training.loop import Callbacks, train_pack
 from training.pack.bank import AdapterBank
 from training.pack.layer import BankLinear
 from training.pack.parts import DOWN, UP
@@ -73,8 +74,9 @@ def train_all(
     base: Base,
     recipes: list[Recipe],
     folder: Path,
-    events: list[dict[str, Any]] | None = None,
+    events: list[Event] | None = None,
     caches: list[LatentCache] | None = None,
+    compiled: CompiledBlocks | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """The adapters of the last checkpoints."""
 
@@ -84,7 +86,7 @@ def train_all(
     caches = caches or [random_cache(base, recipes[0])] * len(recipes)
     trials = [Trial(folder / f"t{k}", own, caches[k]) for k, own in enumerate(recipes)]
     told = [] if events is None else events
-    train_pack(base, trials, on_failure=fail, on_event=told.append)
+    train_pack(base, trials, Callbacks(fail, on_event=told.append), compiled=compiled)
     last = [list_checkpoints(trial.trial_dir)[-1].path for trial in trials]
     return [load_checkpoint(path).adapter for path in last]
 
@@ -97,9 +99,9 @@ def assert_close(found: list[Any], expected: list[Any], tolerance: float) -> Non
             assert error <= tolerance * float(tensor.norm()), name
 
 
-def leave_unchecked(base: Base) -> None:
+def leave_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A check computes as is written, which `refuse_eager_layers` would refuse."""
-    base.compiled = None
+    monkeypatch.setattr(CompiledBlocks, "is_to_be_checked", lambda compiled: False)
 
 
 def refuse_eager_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +125,10 @@ def test_the_compiler_sees_whole_blocks_of_every_family(
     base = load_base(tiny_families.build(family, tmp_path / "base"))
     recipes = mixed(steps=1, checkpoint_every=1)[2:]
     expected = train_all(base, recipes, tmp_path / "plain")
-    compile_blocks(base, backend="eager")
-    leave_unchecked(base)
+    compiled = compile_blocks(base, backend="eager")
+    leave_unchecked(monkeypatch)
     refuse_eager_layers(monkeypatch)
-    assert_close(train_all(base, recipes, tmp_path / "compiled"), expected, 1e-5)
+    assert_close(train_all(base, recipes, tmp_path / "compiled", compiled=compiled), expected, 1e-5)
     assert counters["stats"]["unique_graphs"] > 1
     assert not counters["graph_break"]
 
@@ -136,11 +138,11 @@ def test_a_pack_that_gets_smaller_with_a_teacher_and_activations_computed_again(
 ) -> None:
     base, recipes = load_base(tiny_base_path), mixed(prior_weight=0.5, precision="bf16")
     expected = train_all(base, recipes, tmp_path / "plain")
-    compile_blocks(base, backend="eager")
+    compiled = compile_blocks(base, backend="eager")
     base.denoiser.enable_gradient_checkpointing()
-    leave_unchecked(base)
+    leave_unchecked(monkeypatch)
     refuse_eager_layers(monkeypatch)
-    assert_close(train_all(base, recipes, tmp_path / "compiled"), expected, 2e-2)
+    assert_close(train_all(base, recipes, tmp_path / "compiled", compiled=compiled), expected, 2e-2)
 
 
 @pytest.mark.parametrize("form", ["int8", "nf4"])
@@ -149,10 +151,10 @@ def test_a_quantised_base(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     base = load_quantised(folder, CPU, torch.float32, form)
     recipes = [recipe(base_precision=form, steps=1, checkpoint_every=1)]
     expected = train_all(base, recipes, tmp_path / "plain")
-    compile_blocks(base, backend="eager")
-    leave_unchecked(base)
+    compiled = compile_blocks(base, backend="eager")
+    leave_unchecked(monkeypatch)
     refuse_eager_layers(monkeypatch)
-    assert_close(train_all(base, recipes, tmp_path / "compiled"), expected, 1e-5)
+    assert_close(train_all(base, recipes, tmp_path / "compiled", compiled=compiled), expected, 1e-5)
 
 
 def test_nested_ranks_beside_a_trained_text_encoder(
@@ -163,10 +165,10 @@ def test_nested_ranks_beside_a_trained_text_encoder(
     nested = {"rank": 4, "nested_ranks": [2, 4], **own}
     recipes = [recipe(network=nested, steps=4), recipe(network={"rank": 3, **own}, steps=4)]
     expected = train_all(base, recipes, tmp_path / "plain")
-    compile_blocks(base, backend="eager")
-    events: list[dict[str, Any]] = []
-    found = train_all(base, recipes, tmp_path / "compiled", events)
-    checked = [event["kept"] for event in events if event["kind"] == "compiled"]
+    compiled = compile_blocks(base, backend="eager")
+    events: list[Event] = []
+    found = train_all(base, recipes, tmp_path / "compiled", events, compiled=compiled)
+    checked = [event.kept for event in events if isinstance(event, CompiledChecked)]
     assert checked and all(checked)
     assert_close(found, expected, 1e-5)
 
@@ -179,16 +181,16 @@ def test_generated_code_gives_the_same_adapters_and_goes_on_bit_for_bit(
     recipes = mixed(steps=3, checkpoint_every=1, batch_size=2)[2:]
     base = load_base(tiny_base_path)
     expected = train_all(base, recipes, tmp_path / "plain")
-    compile_blocks(base)
-    events: list[dict[str, Any]] = []
-    whole = train_all(base, recipes, tmp_path / "whole", events)
-    checked = [event for event in events if event["kind"] == "compiled"]
-    assert [event["kept"] for event in checked] == [True, True]  # of B's and of all gradients
-    assert all(0 < event["difference"] < 1e-4 for event in checked)
+    compiled = compile_blocks(base)
+    events: list[Event] = []
+    whole = train_all(base, recipes, tmp_path / "whole", events, compiled=compiled)
+    checked = [event for event in events if isinstance(event, CompiledChecked)]
+    assert [event.kept for event in checked] == [True, True]  # of B's and of all gradients
+    assert all(0 < event.difference < 1e-4 for event in checked)
     assert_close(whole, expected, 1e-4)
     short = [own.model_copy(update={"steps": 2}) for own in recipes]
-    train_all(base, short, tmp_path / "broken")
-    again = train_all(base, recipes, tmp_path / "broken")
+    train_all(base, short, tmp_path / "broken", compiled=compiled)
+    again = train_all(base, recipes, tmp_path / "broken", compiled=compiled)
     for one, other in zip(again, whole, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in other)
 
@@ -208,19 +210,19 @@ def test_programs_that_compute_something_else_or_cannot_be_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("training.compiled._try_out", lambda device, backend: None)
+    monkeypatch.setattr("training.compiled.try_compiler", lambda device, backend: None)
     base, recipes = load_base(tiny_base_path), mixed()
     expected = train_all(base, recipes, tmp_path / "plain")
-    compile_blocks(base, backend=backend)
-    events: list[dict[str, Any]] = []
-    found = train_all(base, recipes, tmp_path / "compiled", events)
-    [checked] = [event for event in events if event["kind"] == "compiled"]
-    assert not checked["kept"]
+    compiled = compile_blocks(base, backend=backend)
+    events: list[Event] = []
+    found = train_all(base, recipes, tmp_path / "compiled", events, compiled=compiled)
+    [checked] = [event for event in events if isinstance(event, CompiledChecked)]
+    assert not checked.kept
     if backend is scaled:
-        assert checked["difference"] > 1e-3
+        assert checked.difference > 1e-3
     else:
-        assert "no room for the compiler" in checked["error"]
-    assert base.compiled is None
+        assert "no room for the compiler" in checked.error
+    assert not is_compiled(base.denoiser) and not compiled.is_on
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in other)
 
@@ -230,7 +232,7 @@ class Passes:
 
     def __init__(self, harm: Callable[[AdapterBank], None]) -> None:
         torch.manual_seed(0)
-        self.base = SimpleNamespace(compiled=CompiledBlocks([], MagicMock()))
+        self.compiled = CompiledBlocks([], MagicMock())
         layer = nn.Linear(4, 6).requires_grad_(False)
         self.bank = AdapterBank({"layer": layer}, [Network(rank=2), Network(rank=3)])
         self.bank.weights.normal_()
@@ -246,7 +248,7 @@ class Passes:
         return losses.detach(), None
 
     def check(self) -> Any:
-        return add_up_checked(self.base, self.bank, "fp32", self.add_up)[2]  # type: ignore[arg-type]
+        return add_up_checked(self.compiled, self.bank, "fp32", self.add_up)[2]
 
 
 def of_first_group(bank: AdapterBank, part: str) -> torch.Tensor:
@@ -268,7 +270,9 @@ def test_every_part_of_every_slot_is_compared(
     right.check()
     passes = Passes(harm)
     event = passes.check()
-    assert event == {"difference": pytest.approx(difference), "kept": not difference, "error": None}
+    assert isinstance(event, CompiledChecked)
+    assert event.difference == pytest.approx(difference)
+    assert (event.kept, event.error) == (not difference, None)
     assert passes.passes == 2
     assert torch.equal(passes.bank.grads, right.bank.grads)
 
@@ -286,11 +290,11 @@ def test_slots_of_several_shapes_in_micro_batches(
     wide, square = (make_cache(base, buckets={size: 2}) for size in ((4, 12), (8, 8)))
     caches = [wide, square, wide]
     expected = train_all(base, mixed(**own), tmp_path / "plain", caches=caches)
-    compile_blocks(base, shapes_vary=True, backend="eager")
-    events: list[dict[str, Any]] = []
-    found = train_all(base, mixed(**own), tmp_path / "compiled", events, caches)
-    checked = [event for event in events if event["kind"] == "compiled"]
-    assert checked and all(event["kept"] for event in checked)
+    compiled = compile_blocks(base, shapes_vary=True, backend="eager")
+    events: list[Event] = []
+    found = train_all(base, mixed(**own), tmp_path / "compiled", events, caches, compiled=compiled)
+    checked = [event for event in events if isinstance(event, CompiledChecked)]
+    assert checked and all(event.kept for event in checked)
     assert_close(found, expected, 1e-5)
 
 
@@ -321,4 +325,4 @@ def test_a_machine_without_a_compiler_is_told_so(
         compile_blocks(base)
     assert raised.value.where == "settings.yaml: compile"
     assert "C++ compiler" in raised.value.fix
-    assert base.compiled is None
+    assert not is_compiled(base.denoiser)

@@ -17,6 +17,7 @@ from captioning import UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.batches import draw_batch
 from training.data.latents import LatentCache
+from training.events import Event, PackMeasured, StepTaken
 from training.families import Base, load_base
 from training.loop import TrainingDiverged, train
 from training.objective import Diffusion
@@ -223,7 +224,7 @@ def test_events_metrics_and_checkpoints_tell_the_same(
 ) -> None:
     trial_dir = tmp_path / "t0123456789ab"
     recipe = small(steps=5, checkpoint_every=2, schedule={"type": "cosine", "warmup_steps": 2})
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     seen: list[tuple[int, str, bool]] = []
 
     def on_checkpoint(step: int, path: Path) -> None:
@@ -242,14 +243,14 @@ def test_events_metrics_and_checkpoints_tell_the_same(
     assert seen == [(2, "step-000002", True), (4, "step-000004", True), (5, "step-000005", True)]
     assert [c.step for c in list_checkpoints(trial_dir)] == [2, 4, 5]
     assert not is_attached(tiny_base)
-    (pack,) = [event for event in events if event["kind"] == "pack"]
-    assert pack["trials"] == ["t0123456789ab"]
+    (pack,) = [event for event in events if isinstance(event, PackMeasured)]
+    assert pack.trials == ("t0123456789ab",)
     events.remove(pack)
-    assert [event["step"] for event in events] == [1, 2, 3, 4, 5]
-    common = {"kind": "step", "trial": "t0123456789ab", "steps": 5}
-    assert events == [{**common, **row} for row in rows(trial_dir)]
-    assert events[0]["lr"] == pytest.approx(5e-4)
-    assert all(math.isfinite(event["loss"]) and event["step_ms"] > 0 for event in events)
+    assert [event.step for event in events] == [1, 2, 3, 4, 5]
+    common = {"trial": "t0123456789ab", "steps": 5}
+    assert events == [StepTaken(**common, **row) for row in rows(trial_dir)]
+    assert events[0].lr == pytest.approx(5e-4)
+    assert all(math.isfinite(event.loss) and event.step_ms > 0 for event in events)
     # A finished trial is not trained again.
     again = train(tiny_base, tiny_cache, recipe, trial_dir, on_event=events.append)
     assert (again, len(events)) == (5, 5)
@@ -259,13 +260,13 @@ def run_with_interruptions(
     base: Base, cache: LatentCache, recipe: Recipe, trial_dir: Path, stops: list[int]
 ) -> None:
     for stop_after in stops:
-        done: list[dict[str, Any]] = []
+        done: list[Event] = []
         train(
             base,
             cache,
             recipe,
             trial_dir,
-            on_event=lambda event, done=done: event["kind"] == "step" and done.append(event),
+            on_event=lambda event, done=done: isinstance(event, StepTaken) and done.append(event),
             stop=lambda done=done, stop_after=stop_after: len(done) + 1 >= stop_after,
         )
     train(base, cache, recipe, trial_dir)
@@ -306,9 +307,9 @@ def test_a_torn_last_checkpoint_is_skipped_on_resume(
         state.write_bytes(state.read_bytes()[:-7])
     metrics = tmp_path / "torn/metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 7, "lo')  # a row cut off by a crash
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     train(tiny_base, tiny_cache, recipe, tmp_path / "torn", on_event=events.append)
-    assert [event["step"] for event in events if event["kind"] == "step"] == [3, 4, 5, 6]
+    assert [event.step for event in events if isinstance(event, StepTaken)] == [3, 4, 5, 6]
     assert losses(tmp_path / "torn") == losses(tmp_path / "whole")
     whole = (tmp_path / "whole/step-000006/adapter.safetensors").read_bytes()
     assert (tmp_path / "torn/step-000006/adapter.safetensors").read_bytes() == whole

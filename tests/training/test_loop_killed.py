@@ -33,6 +33,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from training.families import load_base
 from training.data.latents import Bucket, LatentCache
+from training.events import StepTaken
 from training.loop import train
 from training.recipe import Recipe
 
@@ -46,7 +47,7 @@ cache = LatentCache(
 )
 last = train(
     load_base(base_path), cache, Recipe.model_validate_json(recipe), Path(trial_dir),
-    on_event=lambda event: event["kind"] == "step" and print(event["step"], flush=True),
+    on_event=lambda event: isinstance(event, StepTaken) and print(event.step, flush=True),
 )
 print("done", last, flush=True)
 """

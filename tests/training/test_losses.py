@@ -18,7 +18,7 @@ from training.data.batches import draw_batch
 from training.data.captions import CaptionPlan
 from training.data.latents import LatentCache, encode_dataset
 from training.families import Base, load_base
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -140,7 +140,7 @@ def test_masks_and_priors_in_company_equal_their_solo_runs(
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(tiny_base, trials, on_failure=fail)
+    train_pack(tiny_base, trials, Callbacks(fail))
     for trial in trials:
         train(tiny_base, cache, trial.recipe, tmp_path / "solo" / trial.id)
         alone, together = adapter(tmp_path / "solo" / trial.id), adapter(trial.trial_dir)

@@ -12,13 +12,15 @@ from peft import LoraConfig
 
 from captioning import DatasetVersion, UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.cuts import cut_network, cut_recipes
 from training.data.batches import draw_batch, drawn_rank
 from training.data.latents import LatentCache
+from training.events import CheckpointScored, Event, StepTaken, TrialSucceeded
 from training.families import Base, load_base
 from training.fitting import fit_recipe
 from training.group import Group
-from training.loop import train, train_pack
-from training.nested import cut_adapter, cut_network, cut_recipes
+from training.loop import Callbacks, train, train_pack
+from training.nested import cut_adapter
 from training.pack.adapters import (
     adapter_state,
     attach_pack,
@@ -184,16 +186,16 @@ def test_in_company_and_interrupted_as_alone(
             Trial(tmp_path / folder / f"t{k}", one, tiny_cache) for k, one in enumerate(recipes)
         ]
 
-    train_pack(tiny_base, trials("packed"), on_failure=fail)
+    train_pack(tiny_base, trials("packed"), Callbacks(fail))
     steps: list[int] = []
 
     def count(event: dict[str, Any]) -> None:
-        steps.extend([event["step"]] if event["kind"] == "step" else [])
+        steps.extend([event.step] if isinstance(event, StepTaken) else [])
 
     broken = trials("broken")
-    train_pack(tiny_base, broken, on_failure=fail, on_event=count, stop=lambda: len(steps) >= 6)
+    train_pack(tiny_base, broken, Callbacks(fail, on_event=count, stop=lambda: len(steps) >= 6))
     assert [c.step for c in list_checkpoints(broken[0].trial_dir)] == [2]
-    train_pack(tiny_base, broken, on_failure=fail)
+    train_pack(tiny_base, broken, Callbacks(fail))
     for trial in trials("packed"):
         wanted = adapter(trial.trial_dir)
         again = adapter(tmp_path / "broken" / trial.id)
@@ -261,17 +263,17 @@ def test_a_worker_scores_every_rank_of_every_checkpoint(
         score_dir=str(tmp_path / "scores"),
     )
 
-    def run(job: SweepJob) -> list[dict[str, Any]]:
-        events: list[dict[str, Any]] = []
+    def run(job: SweepJob) -> list[Event]:
+        events: list[Event] = []
         device = torch.device("cpu")
         worker = Worker(job, Group(0, 1), device, events.append, lambda: False, None, 1)
         assert worker.run() is None
-        return [event for event in events if event["kind"] in ("score", "finished")]
+        return [event for event in events if isinstance(event, CheckpointScored | TrialSucceeded)]
 
     events = run(job)
-    scored = [(e["step"], e["trial"]) for e in events if e["kind"] == "score"]
+    scored = [(e.step, e.trial) for e in events if isinstance(e, CheckpointScored)]
     assert scored == [(1, "t0"), (1, "cut2")]
-    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "cut2"]
+    assert [e.trial for e in events if isinstance(e, TrialSucceeded)] == ["t0", "cut2"]
 
     last = load_checkpoint(tmp_path / "t0" / "step-000001")
     cut = load_checkpoint(tmp_path / "cut2" / "step-000001")
@@ -283,7 +285,7 @@ def test_a_worker_scores_every_rank_of_every_checkpoint(
     before = Score.load(tmp_path / "cut2/step-000001").identity.value
     for file in sorted((tmp_path / "cut2/step-000001").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
-    assert [e["trial"] for e in run(job) if e["kind"] == "score"] == ["cut2"]
+    assert [e.trial for e in run(job) if isinstance(e, CheckpointScored)] == ["cut2"]
     assert Score.load(tmp_path / "cut2/step-000001").identity.value == pytest.approx(
         before, abs=1e-3
     )

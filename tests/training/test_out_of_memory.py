@@ -16,11 +16,14 @@ import torch.distributed as dist
 
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
+from training.events import Event, MemorySplit
 from training.families import Base, load_base
-from training.loop import train, train_pack
-from training.micro_batches import EFFECTIVE_FILE, OutOfMemory
+from training.group import Workers
+from training.loop import Callbacks, train, train_pack
+from training.micro_batches import OutOfMemory
 from training.pack.slot import Trial
 from training.recipe import Recipe
+from training.trial_files import EFFECTIVE_FILE
 
 MakeCache = Callable[..., LatentCache]
 TOLERANCE = 1e-5
@@ -107,23 +110,22 @@ def test_smaller_micro_batches_give_the_same_adapters(
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(tiny_base, pack(tmp_path / "whole"), on_failure=fail)
-    events: list[dict[str, Any]] = []
+    train_pack(tiny_base, pack(tmp_path / "whole"), Callbacks(fail))
+    events: list[Event] = []
     sizes = limit_samples(tiny_base, 2 * split[0], monkeypatch)
-    train_pack(tiny_base, pack(tmp_path / "split"), on_failure=fail, on_event=events.append)
+    train_pack(tiny_base, pack(tmp_path / "split"), Callbacks(fail, on_event=events.append))
     assert sizes == [2 * batch_size, *[2 * split[0]] * (4 * split[1])]
     for k in range(2):
         assert_same_training(tmp_path / f"split/t{k}", tmp_path / f"whole/t{k}")
         assert effective(tmp_path / f"split/t{k}") == split
         assert not (tmp_path / f"whole/t{k}" / EFFECTIVE_FILE).exists()
-    assert [event for event in events if event["kind"] == "out_of_memory"] == [
-        {
-            "kind": "out_of_memory",
-            "trials": ["t0", "t1"],
-            "effective_batch_size": split[0],
-            "effective_accumulation": split[1],
-            "found": "no room for it",
-        }
+    assert [event for event in events if isinstance(event, MemorySplit)] == [
+        MemorySplit(
+            trials=("t0", "t1"),
+            effective_batch_size=split[0],
+            effective_accumulation=split[1],
+            found="no room for it",
+        )
     ]
 
 
@@ -177,11 +179,11 @@ def train_within(base_path: Path, cache: LatentCache, folder: Path, result: Any)
     before = resource.getrlimit(resource.RLIMIT_AS)
     # 128 more samples take some 120 MB.
     resource.setrlimit(resource.RLIMIT_AS, (peak_kb * 1024 + 80_000_000, before[1]))
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     train(base, cache, large, folder / "limited", on_event=events.append)
     resource.setrlimit(resource.RLIMIT_AS, before)
     train(base, cache, large, folder / "whole")
-    result.put([event for event in events if event["kind"] == "out_of_memory"])
+    result.put([event for event in events if isinstance(event, MemorySplit)])
 
 
 @pytest.mark.slow
@@ -197,7 +199,7 @@ def test_an_allocation_that_really_fails(
     process.join(timeout=120)
     assert process.exitcode == 0
     (event,) = result.get(timeout=10)
-    assert event["found"]
+    assert event.found
     assert effective(tmp_path / "limited") == (128, 2)
     assert_same_training(tmp_path / "limited", tmp_path / "whole")
 
@@ -216,7 +218,7 @@ def train_rank(rank: int, port: int, base_path: Path, cache: LatentCache, folder
         return predict(latents, *arguments)
 
     base.predict = limited  # type: ignore[method-assign]
-    train(base, cache, recipe(batch_size=2), folder / "t0", rank, 2)
+    train(base, cache, recipe(batch_size=2), folder / "t0", Workers(rank, 2))
     dist.destroy_process_group()
 
 
@@ -248,12 +250,12 @@ def test_who_takes_a_seat_later_is_told_to_be_split_too(
     recipes = [recipe(steps=1), recipe(steps=2, seed=1)]
     trials = [Trial(tmp_path / f"t{k}", one, tiny_cache) for k, one in enumerate(recipes)]
     limit_samples(tiny_base, 2, monkeypatch)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(tiny_base, trials, on_failure=fail, on_event=events.append, seats=1)
-    told = [event["trials"] for event in events if event["kind"] == "out_of_memory"]
-    assert told == [["t0"], ["t1"]]
+    train_pack(tiny_base, trials, Callbacks(fail, on_event=events.append), trials_per_pack=1)
+    told = [event.trials for event in events if isinstance(event, MemorySplit)]
+    assert told == [("t0",), ("t1",)]
     assert effective(tmp_path / "t0") == effective(tmp_path / "t1") == (2, 2)

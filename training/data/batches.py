@@ -51,10 +51,6 @@ def places_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> ra
     return range(first, first + recipe.batch_size)
 
 
-def samples_per_step(recipe: Recipe, world_size: int) -> int:
-    return recipe.batch_size * recipe.accumulation * world_size
-
-
 def shared_out(recipe: Recipe, step_samples: int, world_size: int) -> Recipe:
     """The recipe with the batch size and accumulation in which so many workers do a step.
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 
-from training.data.batches import samples_per_step
 from training.recipe import Recipe
 
 # What published character guides come to when converted: 12 (a tutorial's 228 steps at batch 4 on
 # 76 pictures), 18 to 25 (the usual "20 to 25 repeats"), 63 to 90 (those of 1,750 steps and more).
 # They disagree, so train to the largest and score a checkpoint at each.
 ADVISED_VIEWS = (12, 25, 60, 90)
+
+
+def samples_per_step(recipe: Recipe, workers: int) -> int:
+    """How many samples one optimiser step sees, over all micro-steps and workers."""
+    return recipe.batch_size * recipe.accumulation * workers
 
 
 def views_per_image(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from captioning import UserError
-from training.families.base import STARTER_BASE, Base, Conditions
+from training.families.base import Base, Conditions
 from training.families.conversion import converted
 from training.families.files import (
     INDEX_FILE,
@@ -25,12 +24,11 @@ from training.families.sdxl import SDXLBase
 from training.families.single_file import spelled
 from training.families.stable_diffusion import StableDiffusionBase
 from training.families.z_image import ZImageBase
+from training.family_facts import BaseFacts
 
 __all__ = [
     "FAMILIES",
-    "STARTER_BASE",
     "Base",
-    "BaseFacts",
     "Conditions",
     "absolute_base",
     "base_facts",
@@ -54,15 +52,6 @@ FAMILIES: dict[str, type[Base]] = {
         QwenImageBase,
     )
 }
-
-
-@dataclass(frozen=True)
-class BaseFacts:
-    """What names a base model without loading it."""
-
-    source: str  # path or hub id
-    content_hash: str
-    family: str
 
 
 def load_base(

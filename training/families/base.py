@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,11 +21,6 @@ from torch import Tensor
 from captioning import UserError
 from training.families.files import hash_components, load_network, load_part, read_json
 from training.objective import Diffusion, FlowMatching, FlowShift, Objective
-
-if TYPE_CHECKING:
-    from training.compiled import CompiledBlocks
-
-STARTER_BASE: Path = Path(__file__).resolve().parent.parent / "starter"
 
 # What AutoencoderKL assumes when its config does not say.
 SD1_SCALING_FACTOR = 0.18215
@@ -82,12 +77,6 @@ class Base(ABC):
         self.folder = folder
         self.device = device
         self.dtype = dtype
-        # The form of the denoiser's linear layers; see `training.frozen.quantised`.
-        self.held_as = "auto"
-        # How the denoiser's blocks are compiled, if they are; see `training.compiled`.
-        self.compiled: CompiledBlocks | None = None
-        # What spreads the denoiser over the workers, where one does; see `training.frozen.zero`.
-        self.engine: Any = None
         # Of the file, so that the VAE itself may be released.
         self.vae_config = read_json(folder / "vae" / "config.json")
         self.latent_channels = int(self.vae_config.get("latent_channels", 4))

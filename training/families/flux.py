@@ -18,6 +18,7 @@ from training.families.clip_text import clip_tokens
 from training.families.files import language_model_dtype, load_network, load_part
 from training.families.patches import from_tokens, to_tokens
 from training.families.t5_text import load_t5, t5_states
+from training.family_facts import FLUX
 
 # Tokens of the T5, the default of FluxPipeline.
 T5_TOKENS = 512
@@ -25,14 +26,12 @@ T5_TOKENS = 512
 NATIVE_SIZE_PX = 1024
 # What dev is told in training (diffusers' train_dreambooth_lora_flux.py and kohya's flux_train).
 TRAINING_GUIDANCE = 1.0
-# The learning rate is that of Replicate's flux-fine-tuner at rank 16.
-DEFAULTS = {"min_snr_gamma": None, "optimizer.lr": 4e-4, "batch_size": 1}
 
 
 class FluxBase(Base):
     """A FLUX.1 base; see `Base` for what the methods take and give."""
 
-    family = "flux"
+    family = FLUX.family
     pipelines = ("FluxPipeline",)
     components = (
         "transformer",
@@ -63,10 +62,10 @@ class FluxBase(Base):
         "proj_mlp",
         "proj_out",
     )
-    half = "bf16"
+    half = FLUX.half
     overflows_fp16 = True  # kohya's trainer gets losses of nan; diffusers clips two of the sums
-    is_flow = True
-    defaults = DEFAULTS
+    is_flow = FLUX.is_flow
+    defaults = FLUX.defaults
     patch = 2
 
     def __init__(

@@ -26,6 +26,7 @@ from training.families.files import (
 )
 from training.families.qwen_text import load_qwen, qwen_states
 from training.families.vision_language import load_language_model, mistral_states
+from training.family_facts import FLUX2
 from training.objective import FLOW_TIMESTEPS
 
 # Tokens of the text, the default of both pipelines.
@@ -39,14 +40,12 @@ NATIVE_SIZE_PX = 1024
 TRAINING_GUIDANCE = 1.0
 # Cells of the VAE along one side of what the transformer takes as one.
 VAE_PATCH = 2
-# Rate and batch of diffusers' README_flux2.md.
-DEFAULTS = {"min_snr_gamma": None, "optimizer.lr": 1e-4, "batch_size": 1}
 
 
 class Flux2Base(Base):
     """A FLUX.2 base; see `Base` for what the methods take and give."""
 
-    family = "flux2"
+    family = FLUX2.family
     pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
     components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     denoiser_name = "transformer"
@@ -71,10 +70,10 @@ class Flux2Base(Base):
         "ff_context.linear_in",
         "ff_context.linear_out",
     )
-    half = "bf16"
+    half = FLUX2.half
     overflows_fp16 = True  # as FLUX.1
-    is_flow = True
-    defaults = DEFAULTS
+    is_flow = FLUX2.is_flow
+    defaults = FLUX2.defaults
 
     def __init__(
         self, path_or_id: str, folder: Path, device: torch.device, dtype: torch.dtype

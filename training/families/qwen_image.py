@@ -19,6 +19,7 @@ from training.families.base import Base, Conditions, even_flow_sampler, flow_obj
 from training.families.files import language_model_dtype, load_network, load_part
 from training.families.patches import from_tokens, to_tokens
 from training.families.vision_language import load_language_model
+from training.family_facts import QWEN_IMAGE
 from training.objective import FLOW_TIMESTEPS
 
 # QwenImagePipeline's prompt_template_encode, the tokens of it that are dropped again
@@ -32,15 +33,12 @@ TEMPLATE_TOKENS = 34
 TEXT_TOKENS = 512
 # QwenImagePipeline's default size; the transformer's config names none.
 NATIVE_SIZE_PX = 1024
-# Rate and batch of ai-toolkit's train_lora_qwen_image_24gb.yaml; the rate is also the default of
-# diffusers' train_dreambooth_lora_qwen_image.py.
-DEFAULTS = {"min_snr_gamma": None, "optimizer.lr": 1e-4, "batch_size": 1}
 
 
 class QwenImageBase(Base):
     """A Qwen-Image base; see `Base` for what the methods take and give."""
 
-    family = "qwen_image"
+    family = QWEN_IMAGE.family
     pipelines = ("QwenImagePipeline",)
     components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     denoiser_name = "transformer"
@@ -64,10 +62,10 @@ class QwenImageBase(Base):
         "txt_mlp.net.0.proj",
         "txt_mlp.net.2",
     )
-    half = "bf16"  # it is trained and published in it
+    half = QWEN_IMAGE.half
     overflows_fp16 = True  # ComfyUI, which offers bf16 and fp32 for it, gets black pictures in fp16
-    is_flow = True
-    defaults = DEFAULTS
+    is_flow = QWEN_IMAGE.is_flow
+    defaults = QWEN_IMAGE.defaults
     patch = 2
 
     def __init__(

@@ -17,19 +17,17 @@ from training.families.base import Base, Conditions, flow_objective, vae_factor
 from training.families.clip_text import penultimate_and_pooled
 from training.families.files import language_model_dtype, load_network, load_part, read_json
 from training.families.t5_text import load_t5, t5_states
+from training.family_facts import SD3
 
 # Tokens of the T5's part, the default of StableDiffusion3Pipeline.
 T5_TOKENS = 256
 CLIP_TOKENS = 77
-# Esser et al. 2024 train with logit-normal times; Stability's own fine-tuning guide and diffusers'
-# train_dreambooth_lora_sd3.py do so too, the latter with this learning rate.
-DEFAULTS = {"min_snr_gamma": None, "optimizer.lr": 1e-4}
 
 
 class SD3Base(Base):
     """An SD3 or SD3.5 base; see `Base` for what the methods take and give."""
 
-    family = "sd3"
+    family = SD3.family
     pipelines = ("StableDiffusion3Pipeline",)
     components = (
         "transformer",
@@ -56,9 +54,9 @@ class SD3Base(Base):
         "to_add_out",
     )
     feed_forward_modules = ("net.0.proj", "net.2")
-    half = "bf16"  # SD3.5 is published in it; diffusers' README_sd3.md trains SD3 in fp16
-    is_flow = True
-    defaults = DEFAULTS
+    half = SD3.half
+    is_flow = SD3.is_flow
+    defaults = SD3.defaults
     patch = 2
 
     def __init__(

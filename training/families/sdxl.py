@@ -31,6 +31,7 @@ from training.families.stable_diffusion import (
     UNET_CONVOLUTIONS,
     UNET_FEED_FORWARD,
 )
+from training.family_facts import SDXL
 
 # (height, width) of the file, (top, left) of the crop, (height, width) of the crop.
 SIZE_NUMBERS = 6
@@ -39,7 +40,7 @@ SIZE_NUMBERS = 6
 class SDXLBase(Base):
     """An SDXL base; see `Base` for what the methods take and give."""
 
-    family = "sdxl"
+    family = SDXL.family
     pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     components = (
         "unet",

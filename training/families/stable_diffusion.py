@@ -19,6 +19,7 @@ from training.families.base import (
 )
 from training.families.clip_text import CLIP_ATTENTION, CLIP_FEED_FORWARD, clip_tokens
 from training.families.files import load_network, load_part, read_json
+from training.family_facts import SD15
 
 # Module name endings in diffusers' UNet2DConditionModel; the same lists as its LoRA scripts.
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -42,7 +43,7 @@ SD2_TEXT_WIDTH = 1024
 class StableDiffusionBase(Base):
     """An SD1.5-family base; see `Base` for what the methods take and give."""
 
-    family = "sd15"
+    family = SD15.family
     pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     components = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     denoiser_name = "unet"

@@ -21,20 +21,19 @@ from training.families.base import (
 )
 from training.families.files import language_model_dtype, load_network, load_part
 from training.families.qwen_text import load_qwen, qwen_states
+from training.family_facts import Z_IMAGE
 from training.objective import FLOW_TIMESTEPS
 
 # Tokens of the text at most, the default of ZImagePipeline.
 TEXT_TOKENS = 512
 # ZImagePipeline's default size; the transformer's config names none.
 NATIVE_SIZE_PX = 1024
-# Rate and batch of diffusers' README_z_image.md.
-DEFAULTS = {"min_snr_gamma": None, "optimizer.lr": 1e-4, "batch_size": 1}
 
 
 class ZImageBase(Base):
     """A Z-Image base; see `Base` for what the methods take and give."""
 
-    family = "zimage"
+    family = Z_IMAGE.family
     pipelines = ("ZImagePipeline",)
     components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     denoiser_name = "transformer"
@@ -47,10 +46,10 @@ class ZImageBase(Base):
     )
     feed_forward_modules = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
     unbatched_modules = ("cap_embedder",)  # captions of several lengths, one after the other
-    half = "bf16"  # it is trained and published in it
+    half = Z_IMAGE.half
     overflows_fp16 = True  # its pictures are black in it, as its authors were told
-    is_flow = True
-    defaults = DEFAULTS
+    is_flow = Z_IMAGE.is_flow
+    defaults = Z_IMAGE.defaults
     patch = 2
 
     def __init__(

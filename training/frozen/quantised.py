@@ -48,7 +48,6 @@ def load_quantised(
                     setattr(module, name, QuantisedLinear(child, base_precision, device))
     base.denoiser.to(device)
     base.device = device
-    base.held_as = base_precision
     return base
 
 

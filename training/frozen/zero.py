@@ -19,7 +19,7 @@ from training.families import Base, load_base
 
 
 def zero_config(dtype: torch.dtype, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's config, as docs/real-models.md prints it.
+    """DeepSpeed's config, as docs/gpus.md prints it.
 
     `offload`: the shares lie in the host's memory, pinned.
     """
@@ -41,11 +41,13 @@ def zero_config(dtype: torch.dtype, offload: bool) -> dict[str, Any]:
 
 def load_with_zero(
     path_or_id: str, device: torch.device, dtype: torch.dtype, offload: bool
-) -> Base:
+) -> tuple[Base, Any]:
     """`load_base`, with the denoiser's weights spread over the workers of the process group.
 
-    Read into the host's memory first, whole. Raises UserError as `load_base` does, and when
-    DeepSpeed is not installed.
+    Returns the base and DeepSpeed's engine, which gathers the weights as long as it lives; it is
+    to be kept beside the base and given to `release_engine` afterwards. The base is read into the
+    host's memory first, whole. Raises UserError as `load_base` does, and when DeepSpeed is not
+    installed.
     """
     deepspeed = import_deepspeed()
     if device.type == "cpu":
@@ -71,18 +73,14 @@ def load_with_zero(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     base.device = device
-    base.engine = engine  # whose end would be the end of the sharing
-    return base
+    return base, engine
 
 
-def release_engine(base: Base) -> None:
-    """Let go of what DeepSpeed holds of a base, which it would keep in memory for good."""
-    if base.engine is None:
-        return
+def release_engine(engine: Any) -> None:
+    """Let go of what DeepSpeed holds of its base, which it would keep in memory for good."""
     from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
-    base.engine.destroy()
-    base.engine = None
+    engine.destroy()
     parameter_offload.FWD_MODULE_STACK.clear()
     # After a backward pass the modules are the keys of a cache of this method, one for all engines.
     coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator

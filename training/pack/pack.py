@@ -1,8 +1,8 @@
-"""A pack: trials seated together on one frozen base, each at a step of its own.
+"""A pack: trials that train together on one frozen base, each at a step of its own.
 
 Trials and what their checkpoints hold in, a bank on the base and a slot for each out. A pack is
-never changed in place: when trials leave, the others are seated anew from what they hold, which is
-the way a checkpoint is resumed, so a pack that went on equals one that was started again.
+never changed in place: when trials leave, a new pack is formed of the others from what they hold.
+That is the way a checkpoint is resumed, so a pack that went on equals one that was started again.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def shared_by_a_pack(recipe: Recipe) -> tuple[object, ...]:
     )
 
 
-class Seat(NamedTuple):
-    """A trial, where it goes on, and which worker keeps its optimiser if one does already."""
+class TrialState(NamedTuple):
+    """A trial, what it goes on from, and which worker keeps its optimiser if one does already."""
 
     trial: Trial
     contents: Contents
@@ -54,32 +54,34 @@ class Pack:
     bank: AdapterBank
     slots: tuple[Slot, ...]
 
-    def seats_without(self, gone: Iterable[Slot]) -> list[Seat]:
-        """The seats of the other slots, as they are now: to be seated anew, number for number."""
+    def states_without(self, gone: Iterable[Slot]) -> list[TrialState]:
+        """The states of the other slots as they are now, to go on from number for number."""
         left = [slot for slot in self.slots if slot not in set(gone)]
-        return [Seat(slot.trial, slot.contents(), slot.keeper) for slot in left]
+        return [TrialState(slot.trial, slot.contents(), slot.keeper) for slot in left]
 
 
-def seat(base: Base, seats: Sequence[Seat], scaled: bool, group: Group | None = None) -> Pack:
+def form_pack(
+    base: Base, states: Sequence[TrialState], scaled: bool, group: Group | None = None
+) -> Pack:
     """Put the trials on `base`, which has no adapter on it.
 
     `scaled`: with loss scalers, for fp16. `group`: the workers, each of whom keeps the optimisers
     of a part of the trials; None: every worker has all. Raises ValueError if trials cannot share a
     pack, UserError for contents that do not fit `base`.
     """
-    if len({shared_by_a_pack(one.trial.recipe) for one in seats}) != 1:
+    if len({shared_by_a_pack(one.trial.recipe) for one in states}) != 1:
         raise ValueError("trials of a pack must agree on all that `shared_by_a_pack` names")
-    bank = attach_pack(base, [(one.trial.recipe.network, one.contents.adapter) for one in seats])
+    bank = attach_pack(base, [(one.trial.recipe.network, one.contents.adapter) for one in states])
     keepers: dict[int, Keeper] = {}
     if group is not None:
-        keepers = {k: one.keeper for k, one in enumerate(seats) if one.keeper is not None}
-        new = [k for k in range(len(seats)) if k not in keepers]
-        recipes = [seats[k].trial.recipe for k in new]
+        keepers = {k: one.keeper for k, one in enumerate(states) if one.keeper is not None}
+        new = [k for k in range(len(states)) if k not in keepers]
+        recipes = [states[k].trial.recipe for k in new]
         chosen = keepers_for(recipes, group, list(keepers.values()))
         keepers.update(zip(new, chosen, strict=True))
     slots = [
         Slot(bank, k, one.trial, one.contents, scaled, keepers.get(k))
-        for k, one in enumerate(seats)
+        for k, one in enumerate(states)
     ]
     return Pack(base, bank, tuple(slots))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from training.checkpoint_files import checkpoint_dir
 from training.checkpoints import Contents, Unpublished, publish, write_checkpoint
 from training.pack.slot import Slot, Trial
 
@@ -44,7 +45,7 @@ def keep_checkpoints(
     def show(slot: Slot) -> None:
         if look is not None:
             with slot.alone():
-                look(slot.trial, slot.step, slot.trial.trial_dir / f"step-{slot.step:06d}")
+                look(slot.trial, slot.step, checkpoint_dir(slot.trial.trial_dir, slot.step))
 
     failed: list[Slot] = []
     for act in (write, name, show):

@@ -1,6 +1,6 @@
-"""Trials of a pack that wait for a seat: the first come first.
+"""Trials that wait for a slot in a pack; the first to come is the first to get one.
 
-Trials with what is on disk of them in, seats for a pack out, their folders made ready.
+Trials with what is on disk of them in, their states for a pack out, their folders made ready.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections import deque
 from collections.abc import Sequence
 
 from training.checkpoints import begun_with, last_with_state, remove_unfinished
-from training.data.batches import samples_per_step
+from training.data.views import samples_per_step
 from training.families import Base
-from training.pack.pack import Seat, last_contents
+from training.metrics_file import drop_rows_after
+from training.pack.pack import TrialState, last_contents
 from training.pack.slot import Trial
 from training.recipe import Recipe
-from training.telemetry import drop_rows_after
 
 
 class Waiting:
-    """The trials that are not finished and have no seat yet."""
+    """The trials that are not finished and have no slot yet."""
 
     def __init__(self, trials: Sequence[Trial], rank: int) -> None:
         """Only rank 0 touches the trials' folders."""
@@ -48,7 +48,7 @@ class Waiting:
             raise ValueError(f"trials of a pack must agree on the samples per step, found {found}")
         return found.pop()
 
-    def next_seats(self, base: Base, count: int | None) -> list[Seat]:
+    def take_next(self, base: Base, count: int | None) -> list[TrialState]:
         """At most `count` trials (None: all) with what they go on from; they wait no more."""
         left = len(self._trials)
         joining = [self._trials.popleft() for _ in range(left if count is None else count) if self]
@@ -56,7 +56,7 @@ class Waiting:
             trial.trial_dir.mkdir(parents=True, exist_ok=True)
             remove_unfinished(trial.trial_dir)
             drop_rows_after(trial.trial_dir, self.done[trial.id])
-        return [Seat(trial, last_contents(base, trial)) for trial in joining]
+        return [TrialState(trial, last_contents(base, trial)) for trial in joining]
 
 
 def _last_step(trial: Trial) -> int:

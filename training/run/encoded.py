@@ -5,7 +5,6 @@ A job's recipes in, latent caches out, each in memory once for all trials that c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from captioning import DatasetVersion, Store, UserError, load_class_pictures, load_dataset
@@ -13,18 +12,18 @@ from training.data.buckets import BucketLimits
 from training.data.captions import CaptionPlan
 from training.data.class_pictures import class_samples
 from training.data.latents import LatentCache, encode_dataset, encode_samples
+from training.events import Buckets, Encoding, OnEvent
 from training.families import Base
 from training.recipe import Recipe
 from training.run.held_base import HeldBase
 from training.run.job import SweepJob
-from training.run.mailbox import Event
 
 
 class Encoded:
     """Read from the disk, or encoded, when first asked for."""
 
-    def __init__(self, job: SweepJob, base: HeldBase, on_event: Callable[[Event], None]) -> None:
-        """`on_event` hears `encode` (done, total) and `buckets`."""
+    def __init__(self, job: SweepJob, base: HeldBase, on_event: OnEvent) -> None:
+        """`on_event` hears `Encoding` and `Buckets`."""
         self._job = job
         self._base = base
         self._send = on_event
@@ -86,7 +85,7 @@ class Encoded:
         return self._caches[key]
 
     def _tell_encoded(self, done: int, total: int) -> None:
-        self._send({"kind": "encode", "done": done, "total": total})
+        self._send(Encoding(done, total))
 
     def _tell_buckets(self, cache: LatentCache, base: Base) -> None:
         sides = (
@@ -94,5 +93,5 @@ class Encoded:
             for bucket, count in zip(cache.buckets, cache.counts, strict=True)
         )
         factor = base.vae_factor
-        told = [(height * factor, width * factor, count) for height, width, count in sides]
-        self._send({"kind": "buckets", "buckets": told})
+        buckets = tuple((height * factor, width * factor, count) for height, width, count in sides)
+        self._send(Buckets(buckets))

@@ -7,17 +7,30 @@ with gradient checkpointing where the job says so.
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from training.compiled import compile_blocks
 from training.families import Base, family_of
+from training.families.compiled_blocks import CompiledBlocks
 from training.frozen.quantised import load_quantised
 from training.frozen.sharding import load_sharded, refuse_offloading_to_itself, worker_mesh
 from training.frozen.zero import load_with_zero, release_engine
 from training.precision import base_dtype
 from training.recipe import Recipe
 from training.run.job import SweepJob
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A base in memory, and what belongs to it as long as it is there."""
+
+    base: Base
+    base_precision: str  # the form of the denoiser's linear layers, see `load_quantised`
+    compiled: CompiledBlocks | None
+    engine: Any  # DeepSpeed's, which gathers the denoiser's weights; None with other strategies
 
 
 class HeldBase:
@@ -28,39 +41,46 @@ class HeldBase:
         self._job = job
         self._device = device
         self._mesh = worker_mesh(device, world_size) if job.strategy == "fsdp" else None
-        self._base: Base | None = None
+        self._loaded: _Loaded | None = None
+
+    @property
+    def compiled(self) -> CompiledBlocks | None:
+        """The compiled blocks of the base that is in memory now."""
+        return None if self._loaded is None else self._loaded.compiled
 
     def for_training(self, recipe: Recipe) -> Base:
         """The base in the recipe's form; the one before it is let go."""
         # Asking for the family may ask the hub: once is enough.
-        half = self._base.half if self._base is not None else family_of(self._job.base).half
-        dtype = base_dtype(recipe, self._device, half)
-        form = recipe.base_precision
-        if self._base is None or (self._base.dtype, self._base.held_as) != (dtype, form):
+        half = self._loaded.base.half if self._loaded else family_of(self._job.base).half
+        wanted = base_dtype(recipe, self._device, half), recipe.base_precision
+        loaded = self._loaded
+        if loaded is None or (loaded.base.dtype, loaded.base_precision) != wanted:
+            del loaded  # before another takes its place
             self.release()
-            self._base = self._load(dtype, form)
-        return self._base
+            loaded = self._loaded = self._load(*wanted)
+        return loaded.base
 
     def for_encoding(self, recipe: Recipe) -> Base:
         """A base whose encoders are the recipe's: they do not depend on the denoiser's form."""
-        if self._job.strategy == "deepspeed" and self._base is not None:
-            return self._base  # another could only be loaded by all workers together
+        if self._job.strategy == "deepspeed" and self._loaded is not None:
+            return self._loaded.base  # another could only be loaded by all workers together
         return self.for_training(recipe)
 
     def release(self) -> None:
         """Free the base's memory before another takes its place."""
-        if self._base is not None:
-            release_engine(self._base)
-        self._base = None
+        if self._loaded is not None and self._loaded.engine is not None:
+            release_engine(self._loaded.engine)
+        self._loaded = None
         gc.collect()  # compiled and shared blocks are in cycles
 
-    def _load(self, dtype: torch.dtype, form: str) -> Base:
+    def _load(self, dtype: torch.dtype, form: str) -> _Loaded:
         job = self._job
         place = job.base, self._device, dtype
+        engine = compiled = None
         if job.is_shared_out and job.offload_base:
             refuse_offloading_to_itself(self._device)
         if job.strategy == "deepspeed":
-            base = load_with_zero(*place, job.offload_base)
+            base, engine = load_with_zero(*place, job.offload_base)
         elif self._mesh is not None:
             base = load_sharded(*place, self._mesh, job.offload_base)
         else:
@@ -69,5 +89,5 @@ class HeldBase:
             base.denoiser.enable_gradient_checkpointing()
         if job.compile:
             buckets = any(spec.recipe.aspect_buckets for spec in job.trials)
-            compile_blocks(base, shapes_vary=buckets)
-        return base
+            compiled = compile_blocks(base, shapes_vary=buckets)
+        return _Loaded(base, form, compiled, engine)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from training.frozen.sharding import refuse_quantised_shares
-from training.pack.plan import MAX_SLOTS
+from training.pack.plan import TRIALS_PER_PACK
 from training.recipe import Recipe
 from training.scoring.prompts import ScoringConfig
 
@@ -37,7 +37,7 @@ class SweepJob:
     trials: tuple[TrialSpec, ...]
     scoring: ScoringConfig | None  # None: train only
     score_dir: str  # the bare base's images and scores, shared by the trials
-    max_slots: int = MAX_SLOTS  # trials that are trained together at most
+    trials_per_pack: int = TRIALS_PER_PACK  # trained together at most
     gradient_checkpointing: bool = False  # activations are computed again, not kept
     compile: bool = False  # the denoiser's blocks are, in training
     keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint

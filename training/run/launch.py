@@ -13,7 +13,6 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from typing import Any
 import torch
 
 from captioning import UserError
+from training.events import OnEvent, Stopping, Waiting
 from training.families import absolute_base
 from training.group import Group, Ledger
 from training.run.job import SweepJob, TrialSpec
-from training.run.mailbox import Event, Mailbox, Post
-from training.run.worker import FAILED_FILE, SetupError, Worker
+from training.run.mailbox import Mailbox, Post
+from training.run.worker import SetupError, Worker
+from training.trial_files import FAILED_FILE
 
 # Of one exchange of gradients: a lost peer must not block the others for long, but a step on a
 # busy machine may take its time. A dead process is noticed at once, by its closed connection.
@@ -42,7 +43,7 @@ LEDGER_FILE = "deaths.json"
 
 def run_trials(
     job: SweepJob,
-    on_event: Callable[[Event], None],
+    on_event: OnEvent,
     workers: int = 1,
     cpus_per_worker: int = 1,
     use_gpu: bool = False,
@@ -54,15 +55,8 @@ def run_trials(
 ) -> None:
     """Train and score all trials of `job`, pack by pack, and return when all are done.
 
-    Ray must be running. `on_event` is called in this thread with dicts of these kinds:
-    `encode` (done, total), `base` (state), `trial` (trial, step it goes on from, steps), `step`
-    (see `train_pack`; images_per_s of the trial and pack_images_per_s of its pack;
-    peak_device_bytes on CUDA, else resident_bytes), `pack` (see `telemetry.pack_facts`; once of
-    every pack), `compiled` (difference, kept, error), `out_of_memory` (trials,
-    effective_batch_size, effective_accumulation, found),
-    `checkpoint` (trial, step, path), `score` (trial, step, score, seconds), `failed`
-    (trial, error), `finished` (trial, step), `stopped`, `waiting` (found), `stopping` (after
-    Ctrl-C, while the workers end what they are at).
+    Ray must be running. `on_event` is called in this thread with the events that
+    `training.events` describes, in the order in which the workers sent them.
 
     With `min_workers` the group starts, and starts again after a death, with as many workers as
     find a place then, from `min_workers` to `workers`. A step has the samples of `workers` all the
@@ -99,7 +93,7 @@ def run_trials(
     except BaseException as error:
         mailbox.stop.remote()
         if isinstance(error, KeyboardInterrupt):
-            on_event({"kind": "stopping"})
+            on_event(Stopping())
         fit.join(STOP_TIMEOUT_S)
         raise
     finally:
@@ -234,7 +228,7 @@ def run_worker(config: dict[str, Any]) -> SetupError | None:
 def _forward_events(
     mailbox: Any,
     fit: _Fit,
-    on_event: Callable[[Event], None],
+    on_event: OnEvent,
     size: _Size,
 ) -> None:
     """Hand events to the caller until the workers are done and nothing is left to hand over."""
@@ -258,7 +252,7 @@ def _forward_events(
                 f"waiting for {size.least_workers} × {size.cpus_per_worker} CPU{gpu}; free: "
                 f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
             )
-            on_event({"kind": "waiting", "found": found})
+            on_event(Waiting(found))
         if not events:
             time.sleep(POLL_INTERVAL_S)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-Event = dict[str, Any]
+from training.events import Event, StepTaken
 
 # Events are small and many: they travel together, at most this many seconds late.
 POST_INTERVAL_S = 0.2
@@ -47,7 +47,7 @@ class Post:
     def __call__(self, event: Event) -> None:
         """Send an event: a step's with the next batch, any other one at once."""
         self._waiting.append(event)
-        if event["kind"] != "step" or self._due():
+        if not isinstance(event, StepTaken) or self._due():
             self.flush()
 
     def stopped(self) -> bool:

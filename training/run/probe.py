@@ -20,10 +20,12 @@ import torch
 from training.compiled import compile_blocks
 from training.data.buckets import BucketLimits, crop_sizes, largest_size
 from training.data.latents import Bucket, LatentCache
+from training.events import Event, MemorySplit, StepTaken
 from training.families import Base, family_of
 from training.frozen.quantised import load_quantised
-from training.loop import Event, train_pack
-from training.micro_batches import OutOfMemory, is_out_of_memory
+from training.loop import Callbacks, train_pack
+from training.micro_batches import OutOfMemory
+from training.out_of_memory import is_out_of_memory
 from training.pack.slot import Trial
 from training.precision import base_dtype
 from training.recipe import Recipe
@@ -96,17 +98,18 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
     base = load_quantised(request.base, device, dtype, shared.base_precision)
     if request.gradient_checkpointing:
         base.denoiser.enable_gradient_checkpointing()
+    compiled = None
     if request.compile:
-        compile_blocks(base)
+        compiled = compile_blocks(base)
     base.release_encoders()
-    steps: list[Event] = []
-    lacks: list[Event] = []
+    steps: list[StepTaken] = []
+    lacks: list[MemorySplit] = []
     started = time.perf_counter()
 
     def listen(event: Event) -> None:
-        if event["kind"] == "out_of_memory":
+        if isinstance(event, MemorySplit):
             lacks.append(event)
-        elif event["kind"] == "step" and event["trial"] == "t0":
+        elif isinstance(event, StepTaken) and event.trial == "t0":
             steps.append(event)
 
     def enough() -> bool:
@@ -127,13 +130,14 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
             )
             for number, recipe in enumerate(request.recipes)
         ]
-        train_pack(base, trials, on_failure=fail, on_event=listen, stop=enough)
+        callbacks = Callbacks(on_failure=fail, on_event=listen, stop=enough)
+        train_pack(base, trials, callbacks, compiled=compiled)
     if lacks:  # it went on in smaller micro-batches, which is not what was asked
         return None
     peak = peak_resident_bytes()
     if device.type == "cuda":
-        peak = max(event["peak_device_bytes"] for event in steps)
-    times = [event["step_ms"] / 1000 for event in steps[WARM_UP_STEPS:]]
+        peak = max(step.peak_device_bytes or 0 for step in steps)
+    times = [step.step_ms / 1000 for step in steps[WARM_UP_STEPS:]]
     return Measurement(statistics.median(times), peak)
 
 

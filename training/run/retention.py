@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.checkpoints import Checkpoint, drop_state, list_checkpoints
+from training.checkpoint_files import Checkpoint, last_with_state, list_checkpoints
+from training.checkpoints import drop_state
 from training.recipe import Recipe
 from training.scoring.prompts import Limits, ScoringConfig
 from training.scoring.scores import BaseScores
@@ -27,13 +28,16 @@ def drop_other_states(
     scores are comparable to `base_scores`; without scores only the last is kept. A whole sweep may
     choose another one of the trial, since what is tied depends on the highest of all trials.
     """
-    checkpoints = list_checkpoints(trial_dir)
-    with_state = [checkpoint for checkpoint in checkpoints if checkpoint.has_state]
+    with_state = [checkpoint for checkpoint in list_checkpoints(trial_dir) if checkpoint.has_state]
+    # Its bytes are verified: were it damaged, another one would be what training goes on from.
+    last = last_with_state(trial_dir)
+    if last is None:
+        return
     best = None
     if scoring is not None and base_scores is not None:
         best = _best_step(with_state, recipe, scoring.limits, base_scores)
     for checkpoint in with_state:
-        if checkpoint.step not in (best, checkpoints[-1].step):
+        if checkpoint.step not in (best, last.step):
             drop_state(checkpoint)
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from captioning import UserError, write_atomic
+from training.checkpoint_files import is_whole
 from training.checkpoints import (
     Checkpoint,
     begun_with,
@@ -26,11 +27,22 @@ from training.checkpoints import (
     list_checkpoints,
     load_checkpoint,
 )
-from training.data.batches import samples_per_step
+from training.data.views import samples_per_step
+from training.events import (
+    BaseScoring,
+    CheckpointSaved,
+    CheckpointScored,
+    Event,
+    OnEvent,
+    TrialFailed,
+    TrialStarted,
+    TrialStopped,
+    TrialSucceeded,
+)
 from training.frozen.quantised import BASE_PRECISIONS
 from training.frozen.zero import import_deepspeed
-from training.group import Group, Ledger
-from training.loop import train_pack
+from training.group import Group, Ledger, Workers
+from training.loop import Callbacks, train_pack
 from training.nested import write_cut
 from training.pack.adapters import cut_at, detach, load_adapter
 from training.pack.pack import shared_by_a_pack
@@ -41,10 +53,9 @@ from training.run.encoded import Encoded
 from training.run.held_base import HeldBase
 from training.run.job import SweepJob, TrialSpec
 from training.run.lockstep import in_step
-from training.run.mailbox import Event
 from training.run.retention import drop_other_states
+from training.trial_files import FAILED_FILE
 
-FAILED_FILE = "failed.json"
 SETUP = "setup"
 
 T = TypeVar("T")
@@ -78,7 +89,7 @@ class Worker:
         job: SweepJob,
         group: Group,
         device: torch.device,
-        on_event: Callable[[Event], None],
+        on_event: OnEvent,
         stopped: Callable[[], bool],
         ledger: Ledger | None,
         max_deaths: int,
@@ -109,16 +120,16 @@ class Worker:
             )
         if problem is not None:
             return problem
-        for specs, seats in self.group.rank_0_says(self._packs):
-            if not self._run_pack(specs, seats):
+        for specs, trials_per_pack in self.group.rank_0_says(self._packs):
+            if not self._run_pack(specs, trials_per_pack):
                 return None
         return None
 
     def _packs(self) -> list[tuple[list[TrialSpec], int]]:
-        """Trials that can share a pack, and its seats: as many as the largest planned pack has.
+        """Trials that can share a pack, with the number of those that train at a time.
 
-        Whoever leaves early gives its seat to the next. Trials that began with other samples per
-        step stand apart.
+        It is the size of the largest planned pack: a trial that leaves early gives its slot to the
+        next one. Trials that began with other samples per step stand apart.
         """
         workers = self.job.batch_workers or self.group.world_size
         alike: dict[tuple[object, ...], list[TrialSpec]] = {}
@@ -127,7 +138,7 @@ class Worker:
             alike.setdefault((*shared_by_a_pack(spec.recipe), samples), []).append(spec)
         packs = []
         for specs in alike.values():
-            planned = plan_packs([spec.recipe for spec in specs], self.job.max_slots)
+            planned = plan_packs([spec.recipe for spec in specs], self.job.trials_per_pack)
             in_order = [specs[index] for pack in planned for index in pack]
             packs.append((in_order, max(len(pack) for pack in planned)))
         return packs
@@ -174,21 +185,21 @@ class Worker:
             return self.group.rank_0_says(act)
         return in_step(self.group, self._base.for_training(recipe), act)
 
-    def _run_pack(self, planned: Sequence[TrialSpec], seats: int) -> bool:
-        """Train and score the trials, `seats` at a time; False when the driver asked to stop.
+    def _run_pack(self, planned: Sequence[TrialSpec], trials_per_pack: int) -> bool:
+        """Train and score the trials, so many at a time; False when the driver asked to stop.
 
         A pack that keeps killing its worker, or fails as a whole, is tried again in halves: most
         often it was too large, and at last the trial that it fails for stands alone.
         """
         specs, too_deadly = self.group.rank_0_says(lambda: self._admit(planned))
         if too_deadly:
-            return self._run_halves(planned, seats)
+            return self._run_halves(planned, trials_per_pack)
         if not specs:
             return True
         # With several workers only errors that all of them meet may be caught by all of them.
         survivable = Exception if self.group.world_size == 1 else UserError
         try:
-            return self._train_and_score(specs, seats)
+            return self._train_and_score(specs, trials_per_pack)
         except survivable as error:
             if self.job.is_shared_out:
                 self._base.release()  # a pass that broke off leaves blocks gathered
@@ -197,10 +208,10 @@ class Worker:
                 return True
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._run_halves(planned, seats)
+        return self._run_halves(planned, trials_per_pack)
 
-    def _run_halves(self, planned: Sequence[TrialSpec], seats: int) -> bool:
-        middle, fewer = len(planned) // 2, (seats + 1) // 2
+    def _run_halves(self, planned: Sequence[TrialSpec], trials_per_pack: int) -> bool:
+        middle, fewer = len(planned) // 2, (trials_per_pack + 1) // 2
         return all(self._run_pack(half, fewer) for half in (planned[:middle], planned[middle:]))
 
     def _admit(self, planned: Sequence[TrialSpec]) -> tuple[list[TrialSpec], bool]:
@@ -218,8 +229,8 @@ class Worker:
         self._enter(phase)
         return specs, False
 
-    def _train_and_score(self, specs: Sequence[TrialSpec], seats: int) -> bool:
-        """Of trials that share packs of `seats`; False when the driver asked to stop."""
+    def _train_and_score(self, specs: Sequence[TrialSpec], trials_per_pack: int) -> bool:
+        """Train and score trials that share packs; False when the driver asked to stop."""
         trials = {spec.trial: self._encoded_trial(spec) for spec in specs}
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base.for_training(specs[0].recipe)
@@ -228,26 +239,32 @@ class Worker:
         self.group.wait_for_all()
         for spec in specs:
             last = last_with_state(spec.trial_dir)
-            known = {"step": last.step if last else 0, "steps": spec.recipe.steps}
-            self._send({"kind": "trial", "trial": spec.trial, **known})
+            self._send(TrialStarted(spec.trial, last.step if last else 0, spec.recipe.steps))
+        callbacks = Callbacks(
+            on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
+            on_event=self.on_event,
+            on_checkpoint=lambda t, step, path: self._after_checkpoint(by_trial[t.id], step, path),
+            stop=self.stopped,
+        )
+        workers = Workers(
+            self.group.rank,
+            self.group.world_size,
+            self.job.batch_workers,
+            self.group if self.job.share_optimizers else None,
+        )
         done = train_pack(
             base,
             list(trials.values()),
-            rank=self.group.rank,
-            world_size=self.group.world_size,
-            on_event=self.on_event,
-            on_checkpoint=lambda t, step, path: self._after_checkpoint(by_trial[t.id], step, path),
-            on_failure=lambda trial, error: self._fail(by_trial[trial.id], error),
-            stop=self.stopped,
-            seats=seats,
-            batch_workers=self.job.batch_workers,
-            optimizers_shared_in=self.group if self.job.share_optimizers else None,
+            callbacks,
+            workers,
+            trials_per_pack=trials_per_pack,
+            compiled=self._base.compiled,
         )
         for spec in specs:
             if spec.trial not in done:
                 continue
             if done[spec.trial] < spec.recipe.steps or not self._score_the_rest(spec):
-                self._send({"kind": "stopped", "trial": spec.trial})
+                self._send(TrialStopped(spec.trial))
                 return False
             self._finish(spec)
         return True
@@ -258,13 +275,13 @@ class Worker:
         return Trial(spec.trial_dir, recipe, pictures, of_class)
 
     def _after_checkpoint(self, spec: TrialSpec, step: int, path: Path) -> None:
-        self._send({"kind": "checkpoint", "trial": spec.trial, "step": step, "path": str(path)})
+        self._send(CheckpointSaved(spec.trial, step, str(path)))
         whole = Checkpoint(step, path)
         self._raise_together(spec, lambda: self._score(spec, whole))
         for cut in spec.cuts:
             with cut_at(self._base.for_training(spec.recipe), cut.recipe.network.rank):
                 self._raise_together(cut, functools.partial(self._cut_and_score, cut, whole))
-        # Now, and not when the last of those that take its seat is done.
+        # Now, and not when the last of those that take its slot is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
         if self.group.rank == 0 and not self.job.keep_all_states:
@@ -284,7 +301,7 @@ class Worker:
         for one in (spec, *spec.cuts):
             if one.trial not in self._finished:
                 self._finished.add(one.trial)
-                self._send({"kind": "finished", "trial": one.trial, "step": one.recipe.steps})
+                self._send(TrialSucceeded(one.trial, one.recipe.steps))
 
     def _score_the_rest(self, spec: TrialSpec) -> bool:
         """Cut and score checkpoints that a killed worker left; False when asked to stop."""
@@ -315,7 +332,7 @@ class Worker:
         for cut in spec.cuts:
             kept = {checkpoint.step for checkpoint in list_checkpoints(cut.trial_dir)}
             for whole in wholes:
-                if whole.step not in kept:
+                if whole.step not in kept and is_whole(whole):
                     write_cut(whole, cut.trial_dir, cut.recipe)
 
     def _unscored(self, spec: TrialSpec) -> list[Checkpoint]:
@@ -324,7 +341,7 @@ class Worker:
         return [
             checkpoint
             for checkpoint in list_checkpoints(spec.trial_dir)
-            if existing_score(checkpoint.path, self._base_scores) is None
+            if existing_score(checkpoint.path, self._base_scores) is None and is_whole(checkpoint)
         ]
 
     def _score(self, spec: TrialSpec, checkpoint: Checkpoint) -> None:
@@ -346,15 +363,8 @@ class Worker:
             )
         finally:
             base.release_encoders()
-        self._send(
-            {
-                "kind": "score",
-                "trial": spec.trial,
-                "step": checkpoint.step,
-                "score": score.model_dump(mode="json"),
-                "seconds": time.perf_counter() - started,
-            }
-        )
+        seconds = time.perf_counter() - started
+        self._send(CheckpointScored(spec.trial, checkpoint.step, score, seconds))
 
     def _reference(self) -> Recipe:
         """The trial on whose base, bare, all are compared with: the least rounded one's."""
@@ -367,7 +377,7 @@ class Worker:
         from captioning import STARTER_CLIP, Embedder
         from training.scoring.scorer import score_base
 
-        self._send({"kind": "base", "state": "scoring"})
+        self._send(BaseScoring("running"))
         self._embedder = Embedder(self.job.scoring.embedder or STARTER_CLIP)
         self._base_scores = score_base(
             self._base.for_training(reference),
@@ -375,8 +385,9 @@ class Worker:
             self.job.scoring,
             self._embedder,
             Path(self.job.score_dir),
+            reference.base_precision,
         )
-        self._send({"kind": "base", "state": "scored"})
+        self._send(BaseScoring("succeeded"))
 
     def _raise_together(self, spec: TrialSpec, act: Callable[[], None]) -> None:
         """Let rank 0 act; if that fails, every rank raises, so that none waits for another."""
@@ -406,7 +417,7 @@ class Worker:
             "traceback": "".join(traceback.format_exception(error)),
         }
         write_atomic(spec.trial_dir / FAILED_FILE, json.dumps(content, indent=1).encode())
-        self._send({"kind": "failed", "trial": spec.trial, "error": content["error"]})
+        self._send(TrialFailed(spec.trial, content["error"]))
 
     def _send(self, event: Event) -> None:
         if self.group.rank == 0:

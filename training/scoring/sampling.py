@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from captioning import UserError
-from training.compiled import uncompiled
 from training.data.buckets import refuse_other_size
 from training.families import Base, Conditions
+from training.families.compiled_blocks import uncompiled
 from training.frozen.sharding import is_sharded
-from training.micro_batches import first_words, free_cached, is_out_of_memory
+from training.out_of_memory import first_words, free_cached, is_out_of_memory
 
 # Text embeddings of a loaded base, by prompt: a sweep asks the same prompts at every checkpoint.
 # They go with the base. What an adapter on the text encoders makes of them is not kept.
@@ -161,7 +161,7 @@ def _ready(base: Base) -> Iterator[None]:
     training = base.denoiser.training
     base.denoiser.eval()
     try:
-        with torch.no_grad(), uncompiled(base):
+        with torch.no_grad(), uncompiled(base.denoiser):
             yield
     finally:
         base.denoiser.train(training)

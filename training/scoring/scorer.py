@@ -114,17 +114,23 @@ def scoring_key(
 
 
 def score_base(
-    base: Base, dataset: DatasetVersion, config: ScoringConfig, embedder: Embedder, out_dir: Path
+    base: Base,
+    dataset: DatasetVersion,
+    config: ScoringConfig,
+    embedder: Embedder,
+    out_dir: Path,
+    base_precision: str = "auto",
 ) -> BaseScores:
     """The bare base at the prompts and seeds of `config`, and the embeddings of the dataset.
 
-    Lies in `out_dir/<key>/` and is read from there when it is complete. Raises RuntimeError if an
+    `base_precision` is the form in which `base` was loaded; see `load_quantised`. The scores lie in
+    `out_dir/<key>/` and are read from there when they are complete. Raises RuntimeError if an
     adapter is on the base, UserError as `choose_references` does and for pictures that cannot be
     read.
     """
     if is_attached(base):
         raise RuntimeError("an adapter is on the base; detach it before scoring the base")
-    folder = out_dir / scoring_key(base, dataset, config, embedder, base.held_as)
+    folder = out_dir / scoring_key(base, dataset, config, embedder, base_precision)
     existing = _complete(folder)
     if existing is not None:
         return existing
@@ -148,7 +154,7 @@ def score_base(
         pictures=tuple(Picture.of(cell) for cell in cells),
         notes=_notes(measured, references),
         folder=folder,
-        base_precision=base.held_as,
+        base_precision=base_precision,
     )
     write_atomic(folder / VECTORS_FILE, save(vectors))
     scores.save(folder)

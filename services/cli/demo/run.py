@@ -26,7 +26,7 @@ from services.datasets.steps import add_pictures, caption_pictures, freeze_datas
 from services.farm.durations import duration
 from services.farm.engine import ray_when_needed
 from services.farm.settings import Home, open_home
-from services.registry.winner import promote
+from services.registry.releases import promote
 from services.report import character_sheet
 from services.report.sweep_report import character_report, write_report
 from services.sweeps.plan import SweepConfig

@@ -17,9 +17,9 @@ from PIL import Image
 from captioning import UserError
 from services.registry.registry import Registry
 from services.registry.trial_facts import DatasetReference, TrialFacts, public_value
-from services.sweeps.trial_files import MEASURES, Interval, read_effective_batch, read_metrics
+from training import MEASURES, Interval, read_effective_batch, read_metrics
 
-SCORES = {name: Interval(0.5, 0.4, 0.6) for name in MEASURES}
+SCORES = {name: Interval(value=0.5, low=0.4, high=0.6) for name in MEASURES}
 
 
 @pytest.fixture(scope="module")

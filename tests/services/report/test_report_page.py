@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from services.farm.durations import duration
 from services.report import CheckpointResult, ReportData, WinnerChoice, build_report
 from services.report.page import file_size, range_bar
-from services.sweeps.trial_files import Interval
+from training import Interval
 
 VOID = {"meta", "img", "source", "line"}
 
@@ -234,6 +234,6 @@ def test_file_size_as_file_managers_show_it(size_bytes: int, said: str) -> None:
 
 @given(value=st.floats(-5, 5), low=st.floats(-5, 5), high=st.floats(-5, 5))
 def test_range_bar_never_leaves_its_box(value: float, low: float, high: float) -> None:
-    drawn = range_bar(Interval(value, low, high), 0.0, 1.0)
+    drawn = range_bar(Interval(value=value, low=low, high=high), 0.0, 1.0)
     places = [float(place) for place in re.findall(r'x[12]="([\d.-]+)"', drawn)]
     assert all(0 <= place <= 100 for place in places)

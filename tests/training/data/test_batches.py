@@ -8,8 +8,9 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.batches import draw_batch, places_of, samples_per_step, shared_out
+from training.data.batches import draw_batch, places_of, shared_out
 from training.data.latents import Bucket, LatentCache
+from training.data.views import samples_per_step
 from training.families import Base
 from training.objective import Diffusion
 from training.recipe import Recipe

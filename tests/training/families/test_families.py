@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from captioning import UserError
-from training.families import STARTER_BASE, Base, base_hash, load_base
+from training.families import Base, base_hash, load_base
+from training.family_facts import STARTER_BASE
 
 
 @pytest.fixture

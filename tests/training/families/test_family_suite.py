@@ -42,7 +42,7 @@ from training.families import (
     size_multiple_px,
 )
 from training.fitting import fit_recipe
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.objective import FLOW_TIMESTEPS, FlowMatching, FlowShift
 from training.pack.adapters import load_adapter, target_layers
 from training.pack.slot import Trial
@@ -606,7 +606,7 @@ def test_captions_of_several_lengths_share_a_pack(
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(base, trials, on_failure=fail)
+    train_pack(base, trials, Callbacks(fail))
     for trial in trials:
         train(base, cache, trial.recipe, tmp_path / "alone" / trial.id)
         (found, wanted) = (

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from captioning import DatasetVersion, UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.events import Event, PackMeasured, StepTaken, TrialStopped
 from training.export import export_adapter
 from training.families import Base, load_base
 from training.frozen.quantised import QuantisedLinear, load_quantised
 from training.frozen.sharding import whole
 from training.group import Group
-from training.loop import Event, train
+from training.loop import train
 from training.pack.adapters import attach, attach_pack, detach, initial_adapter, target_layers
 from training.pack.norms import input_norms
 from training.recipe import Network, Recipe, trial_id
@@ -257,7 +258,7 @@ def run(job: SweepJob, stop_after: int | None = None) -> list[Event]:
     events: list[Event] = []
 
     def stopped() -> bool:
-        steps = {e["step"] for e in events if e["kind"] == "step"}
+        steps = {e.step for e in events if isinstance(e, StepTaken)}
         return stop_after is not None and len(steps) >= stop_after
 
     worker = Worker(job, Group(0, 1), CPU, events.append, stopped, None, max_deaths=2)
@@ -303,17 +304,17 @@ def test_packed_solo_resumed_scored_and_exported(
         )
 
     packed_ones = job("packed", recipes)
-    (pack,) = [e for e in run(packed_ones) if e["kind"] == "pack"]
-    assert pack["trials"] == ["t0", "t1", "t2"]
-    assert pack["base_bytes"] == base_bytes(load(tiny_base_path, "nf4"))
+    (pack,) = [e for e in run(packed_ones) if isinstance(e, PackMeasured)]
+    assert pack.trials == ("t0", "t1", "t2")
+    assert pack.base_bytes == base_bytes(load(tiny_base_path, "nf4"))
 
     # With a trial on the whole base, which is another pack; both are compared with it, bare.
     short = [recipe(form, network=networks[0], steps=2) for form in ("nf4", "auto")]
     mixed = job("mixed", short, scoring=scoring)
-    packs = [(e["trials"], e["base_bytes"]) for e in run(mixed) if e["kind"] == "pack"]
+    packs = [(e.trials, e.base_bytes) for e in run(mixed) if isinstance(e, PackMeasured)]
     whole_bytes = base_bytes(load_base(tiny_base_path))
-    assert packs == [(["t0"], pack["base_bytes"]), (["t1"], whole_bytes)]
-    assert pack["base_bytes"] < whole_bytes
+    assert packs == [(("t0",), pack.base_bytes), (("t1",), whole_bytes)]
+    assert pack.base_bytes < whole_bytes
     (bare,) = (tmp_path / "base").glob("*")
     checkpoints = [list_checkpoints(spec.trial_dir)[-1].path for spec in mixed.trials]
     assert {Score.load(path).base_key for path in checkpoints} == {bare.name}
@@ -330,14 +331,14 @@ def test_packed_solo_resumed_scored_and_exported(
     assert max(apart) > 1e-4
 
     broken = job("broken", recipes, gradient_checkpointing=True)
-    assert run(broken, stop_after=2)[-1]["kind"] == "stopped"
-    resumed = [e["step"] for e in run(broken) if e["kind"] == "step" and e["trial"] == "t0"]
+    assert isinstance(run(broken, stop_after=2)[-1], TrialStopped)
+    resumed = [e.step for e in run(broken) if isinstance(e, StepTaken) and e.trial == "t0"]
     assert resumed == [3, 4]
     for packed, again in zip(packed_ones.trials, broken.trials, strict=True):
         wanted = last_adapter(again)
         assert all(torch.equal(t, wanted[name]) for name, t in last_adapter(packed).items())
 
-    alone = job("alone", recipes, max_slots=1)
+    alone = job("alone", recipes, trials_per_pack=1)
     run(alone)
     for packed, solo in zip(packed_ones.trials, alone.trials, strict=True):
         wanted = last_adapter(solo)

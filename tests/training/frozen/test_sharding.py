@@ -21,6 +21,14 @@ from torch import Tensor
 
 from captioning import ClassPictures, DatasetVersion, Store, UserError
 from training.checkpoints import list_checkpoints, load_checkpoint
+from training.events import (
+    CheckpointScored,
+    Event,
+    PackMeasured,
+    StepTaken,
+    TrialStopped,
+    TrialSucceeded,
+)
 from training.families import Base, load_base
 from training.frozen.sharding import (
     held_bytes,
@@ -31,8 +39,8 @@ from training.frozen.sharding import (
     worker_mesh,
 )
 from training.frozen.zero import load_with_zero, release_engine
-from training.group import Group
-from training.loop import Event, train
+from training.group import Group, Workers
+from training.loop import train
 from training.recipe import Recipe
 from training.run.job import SweepJob, TrialSpec
 from training.run.lockstep import _Result, in_step
@@ -72,7 +80,7 @@ def make_job(
     batch_size: int,
     **changes: Any,
 ) -> SweepJob:
-    """A LoRA of nested ranks, both DoRAs and a PiSSA for two seats, scored at every checkpoint."""
+    """A LoRA of nested ranks, both DoRAs and a PiSSA for two slots, scored at every checkpoint."""
     scoring = ScoringConfig(
         prompts=("{subject}, smile", "{subject}, hat"),
         unrelated=("a house",),
@@ -95,7 +103,7 @@ def make_job(
             )
             for i, own in enumerate(NETWORKS)
         ),
-        max_slots=2,
+        trials_per_pack=2,
         scoring=scoring,
         score_dir=str(folder / "base"),
     )
@@ -128,7 +136,7 @@ def work(job: SweepJob, group: Group, stop_after: int | None = None) -> list[Eve
     events: list[Event] = []
 
     def stopped() -> bool:
-        steps = [e for e in events if e["kind"] == "step" and e["trial"] == "t0"]
+        steps = [e for e in events if isinstance(e, StepTaken) and e.trial == "t0"]
         return stop_after is not None and len(steps) >= stop_after
 
     worker = Worker(job, group, torch.device("cpu"), events.append, stopped, None, max_deaths=2)
@@ -194,20 +202,23 @@ def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
     run_ranks(train_sharded, shared, tmp_path)
     alone = of_sdxl("sdxl-one", 4), of_flux("flux-one", 4), of_classes("classes-one", 4)
     packs = [
-        next(event for event in work(job, Group(0, 1)) if event["kind"] == "pack") for job in alone
+        next(event for event in work(job, Group(0, 1)) if isinstance(event, PackMeasured))
+        for job in alone
     ]
     for number, (job, which) in enumerate(zip(shared, (0, 0, 1, 2, 2), strict=True)):
         before, after = json.loads((tmp_path / f"events-{number}.json").read_text())
-        assert before[-1]["kind"] == "stopped"
-        resumed = [e["step"] for e in after if e["kind"] == "step" and e["trial"] == "t0"]
+        assert isinstance(before[-1], TrialStopped)
+        resumed = [e.step for e in after if isinstance(e, StepTaken) and e.trial == "t0"]
         assert resumed == [3, 4]
-        finished = sorted(e["trial"] for e in after if e["kind"] == "finished")
+        finished = sorted(e.trial for e in after if isinstance(e, TrialSucceeded))
         assert finished == [spec.trial for spec in job.trials]
         if job.scoring is not None:
-            assert ("t1", 2) in [(e["trial"], e["step"]) for e in after if e["kind"] == "score"]
+            assert ("t1", 2) in [
+                (e.trial, e.step) for e in after if isinstance(e, CheckpointScored)
+            ]
         # What each worker holds of the frozen base.
-        full = packs[which]["base_bytes"]
-        (share,) = [e["base_bytes"] for e in before if e["kind"] == "pack"]
+        full = packs[which].base_bytes
+        (share,) = [e.base_bytes for e in before if isinstance(e, PackMeasured)]
         assert 0.49 * full <= share <= 0.52 * full
         assert_same(job, alone[which])
 
@@ -242,7 +253,7 @@ def run_out(rank: int, shared: Base, folder: Path) -> None:
     shared.predict = no_room  # type: ignore[method-assign]
     wanted = recipe({"rank": 2})
     with pytest.raises(torch.OutOfMemoryError):
-        train(shared, random_cache(shared, wanted), wanted, folder / "trial", rank, 2)
+        train(shared, random_cache(shared, wanted), wanted, folder / "trial", Workers(rank, 2))
 
 
 def look_at_weights(rank: int, folder: Path) -> None:
@@ -286,7 +297,7 @@ def look_at_half_type(rank: int, folder: Path, dtype: torch.dtype, offload: bool
     goes the way there and back.
     """
     base = load_base(folder, dtype=dtype)
-    shared = load_with_zero(str(folder), torch.device("cpu"), dtype, offload)
+    shared, engine = load_with_zero(str(folder), torch.device("cpu"), dtype, offload)
     assert is_sharded(shared)
     assert torch.equal(predicted(shared), predicted(base))
     for weight, share in zip(base.denoiser.parameters(), shared.denoiser.parameters(), strict=True):
@@ -295,9 +306,9 @@ def look_at_half_type(rank: int, folder: Path, dtype: torch.dtype, offload: bool
     if dtype == torch.float16:
         train_in_fp16(rank, shared, base, folder / f"offload-{offload}")
     # Nothing but this function may hold on to it, or the next base would find no room.
-    release_engine(shared)
+    release_engine(engine)
     gone = weakref.ref(shared.denoiser)
-    del shared, share
+    del shared, share, engine
     gc.collect()
     assert gone() is None
 
@@ -312,7 +323,7 @@ def train_in_fp16(rank: int, shared: Base, base: Base, folder: Path) -> None:
     wanted = recipe({"rank": 2, "method": "dora"}, precision="fp16")
     adapters = []
     for name, one in (("shared", shared), ("whole", base)):
-        train(one, random_cache(one, wanted), wanted, folder / f"fp16-{name}", rank, 2)
+        train(one, random_cache(one, wanted), wanted, folder / f"fp16-{name}", Workers(rank, 2))
         dist.barrier()  # rank 0 writes
         last = list_checkpoints(folder / f"fp16-{name}")[-1].path
         adapters.append(load_checkpoint(last).adapter)

@@ -9,7 +9,7 @@ import torch
 
 from training.frozen.zero import zero_config
 
-DOCS = Path(__file__).parents[3] / "docs/real-models.md"
+DOCS = Path(__file__).parents[3] / "docs/gpus.md"
 
 
 @pytest.mark.parametrize("offload", [True, False])

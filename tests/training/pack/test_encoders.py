@@ -20,13 +20,14 @@ from tiny_families import build
 
 from captioning import DatasetVersion
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
+from training.cuts import cut_network
 from training.data.batches import CLASS_STREAM, Batch, draw_batch
 from training.data.captions import CaptionPlan
 from training.data.latents import LatentCache, encode_dataset, encode_samples
 from training.families import Base, load_base
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.losses import pack_losses
-from training.nested import cut_adapter, cut_network
+from training.nested import cut_adapter
 from training.pack.adapters import (
     adapted_layers,
     cut_at,
@@ -35,7 +36,7 @@ from training.pack.adapters import (
     load_adapter,
     target_layers,
 )
-from training.pack.pack import Seat, seat
+from training.pack.pack import TrialState, form_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -236,11 +237,11 @@ def mixed() -> list[Recipe]:
 def test_in_a_pack_every_trial_learns_what_it_learns_alone(
     base: Base, cache: LatentCache, tmp_path: Path
 ) -> None:
-    """Seats are taken again, averages kept, and a base left bare."""
+    """Slots are taken again, averages kept, and a base left bare."""
     recipes = mixed() if base.family == "sd15" else mixed()[:3]
     before = {n: copy.deepcopy(e.state_dict()) for n, e in base.text_encoders.items()}
     packed = trials(tmp_path / "packed", recipes, [cache] * len(recipes))
-    train_pack(base, packed, on_failure=fail, seats=2)
+    train_pack(base, packed, Callbacks(fail), trials_per_pack=2)
     for trial in packed:
         train(base, cache, trial.recipe, tmp_path / "solo" / trial.id)
         assert_same_training(trial.trial_dir, tmp_path / "solo" / trial.id)
@@ -262,7 +263,7 @@ def test_slots_at_buckets_of_other_shapes_hear_their_own_captions(
     caches = [make_cache(base, seed=k, buckets=buckets) for k, buckets in enumerate(shapes)]
     recipes = [small(each, seed=k, steps=2) for k, each in enumerate(({}, {"method": "dora"}, {}))]
     packed = trials(tmp_path / "packed", recipes, caches)
-    train_pack(base, packed, on_failure=fail)
+    train_pack(base, packed, Callbacks(fail))
     for trial in packed:
         train(base, trial.cache, trial.recipe, tmp_path / "solo" / trial.id)
         assert_same_training(trial.trial_dir, tmp_path / "solo" / trial.id)
@@ -297,7 +298,7 @@ def test_words_that_are_not_finite_fail_their_own_trial_only(
     monkeypatch.setattr(base, "encode_prompts", poisoned)
     failed: list[str] = []
     packed = trials(tmp_path / "packed", recipes, [cache] * 2)
-    done = train_pack(base, packed, on_failure=lambda trial, error: failed.append(str(error)))
+    done = train_pack(base, packed, Callbacks(lambda trial, error: failed.append(str(error))))
     assert done == {"t0": 4} and "trial t1, step 3" in failed[0]
     train(base, cache, recipes[0], tmp_path / "solo")
     assert_same_training(packed[0].trial_dir, tmp_path / "solo")
@@ -363,7 +364,7 @@ def test_priors_hear_the_trained_encoders_and_their_teacher_the_bare_ones(
     own = asked_for(base, batch, batch.captions) - batch.noise
     detach(base)
     trial = Trial(tmp_path, recipe, cache, others if with_pictures else None)
-    pack = seat(base, [Seat(trial, Contents(0, recipe, state, {}))], scaled=False)
+    pack = form_pack(base, [TrialState(trial, Contents(0, recipe, state, {}))], scaled=False)
     class_batches = [of_class] if with_pictures else []
     found = pack_losses(base, pack.bank, pack.slots, [batch], class_batches)[0]
     detach(base)

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.families import Base
-from training.loop import TrainingDiverged, train, train_pack
+from training.loop import Callbacks, TrainingDiverged, train, train_pack
 from training.pack.adapters import detach, initial_adapter, is_attached
-from training.pack.pack import Seat, seat, shared_by_a_pack
-from training.pack.plan import MAX_SAMPLES, MAX_SLOTS, plan_packs
+from training.pack.pack import TrialState, form_pack, shared_by_a_pack
+from training.pack.plan import MAX_SAMPLES, TRIALS_PER_PACK, plan_packs
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -135,7 +135,7 @@ def test_every_slot_of_a_mixed_pack_equals_its_solo_run(
     recipes = mixed()
     caches = [make_cache(tiny_v_base, count=4 + number, seed=number) for number in range(5)]
     packed = trials(tmp_path / "packed", recipes, caches)
-    done = train_pack(tiny_v_base, packed, on_failure=fail)
+    done = train_pack(tiny_v_base, packed, Callbacks(fail))
     assert done == {f"t{number}": recipe.steps for number, recipe in enumerate(recipes)}
     assert not is_attached(tiny_v_base)
     for number, (recipe, cache) in enumerate(zip(recipes, caches, strict=True)):
@@ -158,7 +158,7 @@ def test_trials_at_different_steps_share_a_pack(
             if folder == "solo" or trial.id == "t0":
                 train(tiny_base, tiny_cache, short, trial.trial_dir)
     packed = trials(tmp_path / "packed", recipes, [tiny_cache] * 2)
-    train_pack(tiny_base, packed, on_failure=fail)
+    train_pack(tiny_base, packed, Callbacks(fail))
     for trial in packed:
         assert losses(trial.trial_dir) == pytest.approx(
             losses(tmp_path / "solo" / trial.id), rel=TOLERANCE
@@ -180,16 +180,18 @@ def test_an_interrupted_pack_equals_an_unbroken_one_bit_for_bit(
     recipes[0] = recipes[0].model_copy(update={"steps": 4})  # one leaves on the way
     whole = trials(tmp_path / "whole", recipes, [tiny_v_cache] * 4)
     broken = trials(tmp_path / "broken", recipes, [tiny_v_cache] * 4)
-    train_pack(tiny_v_base, whole, on_failure=fail)
+    train_pack(tiny_v_base, whole, Callbacks(fail))
     for stop_after in (1, 3, 2, 1):
         asked: list[int] = []
         train_pack(
             tiny_v_base,
             broken,
-            on_failure=fail,
-            stop=lambda asked=asked, last=stop_after: asked.append(1) or len(asked) >= last,  # type: ignore[func-returns-value]
+            Callbacks(
+                fail,
+                stop=lambda asked=asked, last=stop_after: asked.append(1) or len(asked) >= last,
+            ),
         )
-    train_pack(tiny_v_base, broken, on_failure=fail)
+    train_pack(tiny_v_base, broken, Callbacks(fail))
     assert_bit_equal(broken, whole)
 
 
@@ -210,16 +212,16 @@ def test_a_pack_that_ends_while_a_checkpoint_is_looked_at_has_saved_all_of_them(
     recipes = mixed()[3:5]
     whole = trials(tmp_path / "whole", recipes, [tiny_v_cache] * 2)
     broken = trials(tmp_path / "broken", recipes, [tiny_v_cache] * 2)
-    train_pack(tiny_v_base, whole, on_failure=fail)
+    train_pack(tiny_v_base, whole, Callbacks(fail))
 
     def end(trial: Trial, step: int, folder: Path) -> None:
         raise KeyboardInterrupt
 
     for expected in (2, 4):
         with pytest.raises(KeyboardInterrupt):
-            train_pack(tiny_v_base, broken, on_failure=fail, on_checkpoint=end)
+            train_pack(tiny_v_base, broken, Callbacks(fail, on_checkpoint=end))
         assert [steps_saved(trial.trial_dir)[-1] for trial in broken] == [expected] * 2
-    train_pack(tiny_v_base, broken, on_failure=fail)
+    train_pack(tiny_v_base, broken, Callbacks(fail))
     assert_bit_equal(broken, whole)
 
 
@@ -259,12 +261,12 @@ def test_what_is_not_finite_fails_its_trial_only(
 ) -> None:
     recipes = [small(seed=seed, steps=5) for seed in range(3)]
     clean = trials(tmp_path / "clean", recipes, [tiny_cache] * 3)
-    train_pack(tiny_base, clean, on_failure=fail)
+    train_pack(tiny_base, clean, Callbacks(fail))
     poison(tiny_base, 3, slice(2, 4), monkeypatch, gradient)
     failed: list[tuple[str, str]] = []
     spoilt = trials(tmp_path / "spoilt", recipes, [tiny_cache] * 3)
     done = train_pack(
-        tiny_base, spoilt, on_failure=lambda trial, error: failed.append((trial.id, str(error)))
+        tiny_base, spoilt, Callbacks(lambda trial, error: failed.append((trial.id, str(error))))
     )
     assert done == {"t0": 5, "t2": 5}
     ((trial, message),) = failed
@@ -284,7 +286,7 @@ def test_an_overflow_in_fp16_skips_the_step_of_its_own_slot_only(
     recipes = [small(seed=seed, precision="fp16", checkpoint_every=1, steps=3) for seed in (0, 1)]
     packed = trials(tmp_path, recipes, [tiny_cache] * 2)
     poison(tiny_base, 2, slice(0, 2), monkeypatch, gradient=True)
-    train_pack(tiny_base, packed, on_failure=fail)
+    train_pack(tiny_base, packed, Callbacks(fail))
     skipped, other = (
         [load_checkpoint(checkpoint.path) for checkpoint in list_checkpoints(trial.trial_dir)]
         for trial in packed
@@ -318,12 +320,12 @@ def test_a_checkpoint_is_seen_with_its_own_adapter_alone(
 
     recipes = [small(seed=7, optimizer={"lr": 1e-2}), *mixed()[1:3]]
     packed = trials(tmp_path, recipes, [tiny_cache] * 3)
-    train_pack(tiny_base, packed, on_failure=fail, on_checkpoint=look)
+    train_pack(tiny_base, packed, Callbacks(fail, on_checkpoint=look))
     assert len(seen) == 2 + 3 + 2
     for path, output in seen.items():
         contents = load_checkpoint(path)
         trial = Trial(path.parent, contents.recipe, tiny_cache)
-        seat(tiny_base, [Seat(trial, contents)], scaled=False)
+        form_pack(tiny_base, [TrialState(trial, contents)], scaled=False)
         with torch.no_grad():
             wanted = tiny_base.predict(latents, timesteps, {"text": text})
         torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)
@@ -337,16 +339,16 @@ def test_a_slot_gives_back_what_it_was_given(
 ) -> None:
     recipes = [small(seed=seed, precision="fp16") for seed in (1, 2)]
     packed = trials(tmp_path, recipes, [tiny_cache] * 2)
-    train_pack(tiny_base, packed, on_failure=fail)
+    train_pack(tiny_base, packed, Callbacks(fail))
     saved = [load_checkpoint(list_checkpoints(trial.trial_dir)[-1].path) for trial in packed]
-    pack = seat(tiny_base, list(map(Seat, packed, saved)), scaled=True)
+    pack = form_pack(tiny_base, list(map(TrialState, packed, saved)), scaled=True)
     for slot, wanted in zip(pack.slots, saved, strict=True):
         found = slot.contents()
         for name in ("adapter", "state"):
             tensors, expected = getattr(found, name), getattr(wanted, name)
             assert tensors.keys() == expected.keys()
             assert all(torch.equal(tensors[key], tensor) for key, tensor in expected.items())
-    (left,) = pack.seats_without(pack.slots[:1])
+    (left,) = pack.states_without(pack.slots[:1])
     assert left.trial.id == "t1"
     assert left.contents.adapter.keys() == saved[1].adapter.keys()
 
@@ -356,7 +358,9 @@ def test_a_slot_that_never_stepped_has_no_optimiser_state(
 ) -> None:
     recipe = small()
     contents = Contents(0, recipe, initial_adapter(tiny_base, recipe.network, 0), {})
-    pack = seat(tiny_base, [Seat(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
+    pack = form_pack(
+        tiny_base, [TrialState(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False
+    )
     assert pack.slots[0].optimizer_state() == {}
 
 
@@ -372,9 +376,7 @@ def test_trials_that_cannot_share_a_pack_are_refused(
     ):
         with pytest.raises(ValueError, match="must agree"):
             train_pack(
-                tiny_base,
-                trials(tmp_path, [small(), other], [tiny_cache] * 2),
-                on_failure=fail,
+                tiny_base, trials(tmp_path, [small(), other], [tiny_cache] * 2), Callbacks(fail)
             )
         assert not is_attached(tiny_base)
 
@@ -391,8 +393,7 @@ def test_a_saving_that_fails_costs_its_own_trial_only(
     done = train_pack(
         tiny_base,
         packed,
-        on_failure=lambda trial, error: failed.append((trial.id, error)),
-        on_checkpoint=full,
+        Callbacks(lambda trial, error: failed.append((trial.id, error)), on_checkpoint=full),
     )
     assert done == {"t1": 4}
     assert [(trial, type(error)) for trial, error in failed] == [("t0", OSError)]
@@ -400,9 +401,7 @@ def test_a_saving_that_fails_costs_its_own_trial_only(
     (tmp_path / "full/t1/step-000002").write_text("a file where a folder has to be")
     packed = trials(tmp_path / "full", [small(), small(seed=1)], [tiny_cache] * 2)
     done = train_pack(
-        tiny_base,
-        packed,
-        on_failure=lambda trial, error: failed.append((trial.id, error)),
+        tiny_base, packed, Callbacks(lambda trial, error: failed.append((trial.id, error)))
     )
     assert done == {"t0": 4}
     assert [(trial, type(error)) for trial, error in failed[1:]] == [("t1", NotADirectoryError)]
@@ -414,10 +413,10 @@ def test_a_saving_that_fails_costs_its_own_trial_only(
 
 @given(
     kinds=st.lists(st.tuples(st.sampled_from([1, 4, 8]), st.booleans()), max_size=40),
-    max_slots=st.integers(1, MAX_SLOTS),
+    trials_per_pack=st.integers(1, TRIALS_PER_PACK),
 )
 def test_packs_hold_every_trial_once_within_the_limits(
-    kinds: list[tuple[int, bool]], max_slots: int
+    kinds: list[tuple[int, bool]], trials_per_pack: int
 ) -> None:
     recipes = [
         small(
@@ -425,22 +424,22 @@ def test_packs_hold_every_trial_once_within_the_limits(
         )
         for batch, ff in kinds
     ]
-    packs = plan_packs(recipes, max_slots)
+    packs = plan_packs(recipes, trials_per_pack)
     assert sorted(index for pack in packs for index in pack) == list(range(len(recipes)))
     for pack in packs:
-        assert 1 <= len(pack) <= max_slots
+        assert 1 <= len(pack) <= trials_per_pack
         assert len({shared_by_a_pack(recipes[index]) for index in pack}) == 1
         assert len(pack) * recipes[pack[0]].batch_size <= MAX_SAMPLES
     # As few as possible, and none much smaller than another.
     for key in {shared_by_a_pack(recipe) for recipe in recipes}:
         own = [len(pack) for pack in packs if shared_by_a_pack(recipes[pack[0]]) == key]
         batch = next(r.batch_size for r in recipes if shared_by_a_pack(r) == key)
-        assert len(own) == math.ceil(sum(own) / min(max_slots, MAX_SAMPLES // batch))
+        assert len(own) == math.ceil(sum(own) / min(trials_per_pack, MAX_SAMPLES // batch))
         assert max(own) - min(own) <= 1
 
 
 def test_a_sample_too_large_for_company_is_packed_alone() -> None:
     recipes = [small(batch_size=100), small(batch_size=100)]
     assert plan_packs(recipes) == [[0], [1]]
-    with pytest.raises(ValueError, match="max_slots"):
+    with pytest.raises(ValueError, match="trials_per_pack"):
         plan_packs(recipes, 0)

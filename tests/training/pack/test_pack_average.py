@@ -13,9 +13,9 @@ from test_pack import assert_same_training, fail, trials
 from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.families import Base
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.pack.adapters import detach
-from training.pack.pack import Seat, seat
+from training.pack.pack import TrialState, form_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -93,7 +93,7 @@ def test_in_company_every_average_is_that_of_the_solo_run_and_is_what_is_scored(
         small(steps=2, checkpoint_every=2, ema_decay=None),  # it leaves, the others sit anew
     ]
     packed = trials(tmp_path / "packed", recipes, [tiny_cache] * 3)
-    train_pack(tiny_base, packed, on_failure=fail, on_checkpoint=look)
+    train_pack(tiny_base, packed, Callbacks(fail, on_checkpoint=look))
     for trial in packed:
         train(tiny_base, tiny_cache, trial.recipe, tmp_path / "solo" / trial.id)
         assert_same_training(trial.trial_dir, tmp_path / "solo" / trial.id)
@@ -102,7 +102,7 @@ def test_in_company_every_average_is_that_of_the_solo_run_and_is_what_is_scored(
         contents = load_checkpoint(path)
         bare = Contents(contents.step, contents.recipe, contents.adapter, {})
         trial = Trial(path.parent, contents.recipe, tiny_cache)
-        seat(tiny_base, [Seat(trial, bare)], scaled=False)
+        form_pack(tiny_base, [TrialState(trial, bare)], scaled=False)
         with torch.no_grad():
             wanted = tiny_base.predict(*inputs)
         torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.batches import bucket_of_step
 from training.data.latents import LatentCache
 from training.families import Base
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.recipe import Recipe
 
 MakeCache = Callable[..., LatentCache]
@@ -81,7 +81,7 @@ def test_slots_of_different_shapes_equal_their_solo_runs(
     ]
     asked = shapes_asked(tiny_base, monkeypatch)
     packed = trials(tmp_path / "packed", recipes, caches)
-    train_pack(tiny_base, packed, on_failure=fail)
+    train_pack(tiny_base, packed, Callbacks(fail))
     third = [((4, 12), (8, 8))[bucket_of_step((2, 1), step)[0]] for step in range(4)]
     assert set(third) == {(4, 12), (8, 8)}
     assert asked == [
@@ -107,7 +107,7 @@ def test_trials_on_one_dataset_share_every_forward_pass_until_a_seat_is_taken_la
     ]
     asked = shapes_asked(tiny_base, monkeypatch)
     packed = trials(tmp_path / "packed", recipes, [cache] * 3)
-    train_pack(tiny_base, packed, on_failure=fail, seats=2)
+    train_pack(tiny_base, packed, Callbacks(fail), trials_per_pack=2)
     shapes = [list(SHAPES)[bucket_of_step((3, 2, 1), step)[0]] for step in range(5)]
     # The second at steps 2, 3 and 4 beside the third at 0, 1 and 2, which is not always the same.
     together = [[shapes[0]], [shapes[1]]]
@@ -142,16 +142,18 @@ def test_an_interrupted_pack_equals_an_unbroken_one_bit_for_bit(
     ]
     caches = [make_cache(tiny_base, buckets=SHAPES), make_cache(tiny_base, buckets={(8, 8): 4})]
     whole, broken = (trials(tmp_path / name, recipes, caches) for name in ("whole", "broken"))
-    train_pack(tiny_base, whole, on_failure=fail)
+    train_pack(tiny_base, whole, Callbacks(fail))
     for stop_after in (1, 3):
         asked: list[int] = []
         train_pack(
             tiny_base,
             broken,
-            on_failure=fail,
-            stop=lambda asked=asked, last=stop_after: asked.append(1) or len(asked) >= last,  # type: ignore[func-returns-value]
+            Callbacks(
+                fail,
+                stop=lambda asked=asked, last=stop_after: asked.append(1) or len(asked) >= last,
+            ),
         )
-    train_pack(tiny_base, broken, on_failure=fail)
+    train_pack(tiny_base, broken, Callbacks(fail))
     for one, other in zip(broken, whole, strict=True):
         assert losses(one.trial_dir) == losses(other.trial_dir)
         for name in ("adapter.safetensors", "state.safetensors"):
@@ -167,7 +169,7 @@ def test_memory_that_runs_out_in_the_second_shape_of_a_step_changes_nothing(
     recipes = [bucketed(seed=seed, steps=2) for seed in range(3)]
     caches = [wide, tall, wide]
     roomy = trials(tmp_path / "roomy", recipes, caches)
-    train_pack(tiny_base, roomy, on_failure=fail)
+    train_pack(tiny_base, roomy, Callbacks(fail))
     predict = tiny_base.predict
 
     def limited(latents: torch.Tensor, *others: Any) -> torch.Tensor:
@@ -177,7 +179,7 @@ def test_memory_that_runs_out_in_the_second_shape_of_a_step_changes_nothing(
 
     monkeypatch.setattr(tiny_base, "predict", limited)
     tight = trials(tmp_path / "tight", recipes, caches)
-    train_pack(tiny_base, tight, on_failure=fail)
+    train_pack(tiny_base, tight, Callbacks(fail))
     for one, other in zip(tight, roomy, strict=True):
         assert [row["pack"] for row in rows(one.trial_dir)] == [3, 3]
         assert_same_training(one.trial_dir, other.trial_dir)

@@ -21,7 +21,7 @@ from captioning import UserError
 from training.data.latents import LatentCache
 from training.families import Base, load_base
 from training.fitting import fit_recipe
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.pack.adapters import attach, attach_pack, detach, initial_adapter, target_layers
 from training.pack.bank import AdapterBank, install
 from training.pack.norms import input_norms, output_norms
@@ -318,7 +318,7 @@ def test_a_pack_of_four_on_sdxl_trains_as_four_solo_runs(
         for seed, (config, optimizer) in enumerate(zip(mixed(), optimizers, strict=True))
     ]
     packed = trials(tmp_path / "packed", recipes, [cache] * 4)
-    train_pack(base, packed, on_failure=fail)
+    train_pack(base, packed, Callbacks(fail))
     for trial in packed:
         train(base, cache, trial.recipe, tmp_path / "solo" / trial.id)
         assert_same_training(trial.trial_dir, tmp_path / "solo" / trial.id)

@@ -23,9 +23,9 @@ from training.checkpoints import Contents, list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.export.header import header_facts
 from training.families import Base, load_base
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.pack.adapters import detach, initial_adapter
-from training.pack.pack import Seat, seat
+from training.pack.pack import TrialState, form_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -152,7 +152,7 @@ def test_every_optimiser_of_a_mixed_pack_equals_its_solo_run(
         for number, type in enumerate(OPTIONS)
     ]
     packed = trials(tmp_path / "packed", recipes, [tiny_v_cache] * len(recipes))
-    train_pack(tiny_v_base, packed, on_failure=fail)
+    train_pack(tiny_v_base, packed, Callbacks(fail))
     for trial in packed:
         solo = tmp_path / "solo" / trial.id
         train(tiny_v_base, tiny_v_cache, trial.recipe, solo)
@@ -186,15 +186,10 @@ def test_an_interrupted_mixed_pack_equals_an_unbroken_one_bit_for_bit(
     recipes[0] = recipes[0].model_copy(update={"steps": 3})  # one leaves, the others sit anew
     whole = trials(tmp_path / "whole", recipes, [tiny_cache] * len(recipes))
     broken = trials(tmp_path / "broken", recipes, [tiny_cache] * len(recipes))
-    train_pack(tiny_base, whole, on_failure=fail)
+    train_pack(tiny_base, whole, Callbacks(fail))
     asked: list[int] = []
-    train_pack(
-        tiny_base,
-        broken,
-        on_failure=fail,
-        stop=lambda: asked.append(1) or len(asked) >= 5,  # type: ignore[func-returns-value]
-    )
-    train_pack(tiny_base, broken, on_failure=fail)
+    train_pack(tiny_base, broken, Callbacks(fail, stop=lambda: asked.append(1) or len(asked) >= 5))
+    train_pack(tiny_base, broken, Callbacks(fail))
     for one, other in zip(broken, whole, strict=True):
         assert losses(one.trial_dir) == losses(other.trial_dir)
         last = list_checkpoints(other.trial_dir)[-1].path.name
@@ -218,7 +213,7 @@ def test_an_overflowed_fp16_step_changes_neither_weights_nor_state(
         recipe_with("adamw", precision="fp16", network={"rank": 6}, steps=3),
     ]
     packed = trials(tmp_path, recipes, [tiny_cache] * 2)
-    train_pack(tiny_base, packed, on_failure=fail)
+    train_pack(tiny_base, packed, Callbacks(fail))
     first, second, third = (
         load_checkpoint(checkpoint.path) for checkpoint in list_checkpoints(packed[0].trial_dir)
     )
@@ -277,7 +272,7 @@ def test_a_schedule_free_checkpoint_shows_the_average_and_keeps_the_rest(
 
     recipe = recipe_with("schedulefree", optimizer={"type": "schedulefree", "lr": 1e-2})
     packed = trials(tmp_path, [recipe, recipe_with("adamw")], [tiny_cache] * 2)
-    train_pack(tiny_base, packed, on_failure=fail, on_checkpoint=look)
+    train_pack(tiny_base, packed, Callbacks(fail, on_checkpoint=look))
     contents = load_checkpoint(list_checkpoints(packed[0].trial_dir)[-1].path)
     for name, average in contents.adapter.items():
         y = contents.state[f"trained/{name}"].double()
@@ -286,8 +281,8 @@ def test_a_schedule_free_checkpoint_shows_the_average_and_keeps_the_rest(
         wanted = (y - (1 - 0.9) * z) / 0.9
         torch.testing.assert_close(average.double(), wanted, rtol=1e-4, atol=1e-6)
         assert not torch.equal(contents.state[f"trained/{name}"], average)
-    bare = Seat(packed[0], Contents(6, recipe, contents.adapter, {}))
-    seat(tiny_base, [bare], scaled=False)
+    bare = TrialState(packed[0], Contents(6, recipe, contents.adapter, {}))
+    form_pack(tiny_base, [bare], scaled=False)
     with torch.no_grad():
         torch.testing.assert_close(seen[-2], tiny_base.predict(*inputs), rtol=1e-5, atol=1e-6)
     detach(tiny_base)
@@ -299,7 +294,9 @@ def test_the_header_names_the_class_that_took_the_steps(
 ) -> None:
     recipe = recipe_with(type)
     contents = Contents(0, recipe, initial_adapter(tiny_base, recipe.network, 0), {})
-    pack = seat(tiny_base, [Seat(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
+    pack = form_pack(
+        tiny_base, [TrialState(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False
+    )
     named = header_facts(tiny_base, recipe, 6, "lora", "zara", None)["ss_optimizer"]
     module, _, name = named.rpartition(".")
     assert isinstance(pack.slots[0].optimizer, getattr(import_module(module), name))
@@ -327,4 +324,6 @@ def test_an_optimiser_that_is_not_installed_names_what_to_install(
     recipe = recipe_with("adamw8bit")
     contents = Contents(0, recipe, initial_adapter(tiny_base, recipe.network, 0), {})
     with pytest.raises(UserError, match=r"bitsandbytes.*8bit"):
-        seat(tiny_base, [Seat(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False)
+        form_pack(
+            tiny_base, [TrialState(Trial(tmp_path, recipe, tiny_cache), contents)], scaled=False
+        )

@@ -21,7 +21,7 @@ from training.data.latents import LatentCache
 from training.export import export_adapter
 from training.export.updates import read_updates
 from training.families import Base, load_base
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.pack.adapters import (
     adapter_state,
     attach,
@@ -170,7 +170,7 @@ def test_slots_with_and_without_it_equal_their_solo_runs(
         small(optimizer={"type": "lion", "lr": 1e-4}, seed=5, ema_decay=0.5),
     ]
     packed = trials(tmp_path / "packed", recipes, [tiny_v_cache] * len(recipes))
-    train_pack(tiny_v_base, packed, on_failure=fail)
+    train_pack(tiny_v_base, packed, Callbacks(fail))
     for trial in packed:
         train(tiny_v_base, tiny_v_cache, trial.recipe, tmp_path / "solo" / trial.id)
         assert_same_training(trial.trial_dir, tmp_path / "solo" / trial.id)

@@ -1,4 +1,4 @@
-"""Seats that become free are taken by those that wait, and nobody else notices."""
+"""Slots that become free are taken by those that wait, and nobody else notices."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from test_pack import EPS, assert_same_training
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
 from training.families import Base
-from training.loop import TrainingDiverged, train, train_pack
+from training.loop import Callbacks, TrainingDiverged, train, train_pack
 from training.pack.adapters import detach
-from training.pack.pack import Pack, Seat, last_contents, seat
+from training.pack.pack import Pack, TrialState, form_pack, last_contents
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -62,9 +62,9 @@ def test_trials_that_wait_take_free_seats_and_end_as_if_alone(
         recipe(4, steps=1, optimizer={"lr": 1e-3, "eps": 1e-3}),
     ]
     trials = pack_of(tmp_path / "pack", recipes, tiny_cache)
-    done = train_pack(tiny_base, trials, on_failure=fail, seats=2)
+    done = train_pack(tiny_base, trials, Callbacks(fail), trials_per_pack=2)
     assert done == {trial.id: trial.recipe.steps for trial in trials}
-    # Two seats: 0 with 1, then 2 with 1, then 3 with 1 for a step, then 3 with 4, then 3 alone.
+    # Two slots: 0 with 1, then 2 with 1, then 3 with 1 for a step, then 3 with 4, then 3 alone.
     assert [[row["pack"] for row in rows(trial)] for trial in trials] == [
         [2, 2],
         [2, 2, 2, 2, 2],
@@ -82,13 +82,13 @@ def test_those_who_stay_keep_their_very_numbers(
 ) -> None:
     recipes = [recipe(0), recipe(1, network={"rank": 8, "method": "dora"}, ema_decay=0.9)]
     trials = pack_of(tmp_path, [*recipes, recipe(2, network={"rank": 16})], tiny_cache)
-    train_pack(tiny_base, trials[:2], on_failure=fail, stop=lambda: True)
-    seats = [Seat(trial, last_contents(tiny_base, trial)) for trial in trials]
-    first = seat(tiny_base, seats[:2], scaled=False)
+    train_pack(tiny_base, trials[:2], Callbacks(fail, stop=lambda: True))
+    states = [TrialState(trial, last_contents(tiny_base, trial)) for trial in trials]
+    first = form_pack(tiny_base, states[:2], scaled=False)
     before = first.slots[1].contents()
-    left = first.seats_without(first.slots[:1])
+    left = first.states_without(first.slots[:1])
     detach(tiny_base)
-    second = seat(tiny_base, [*left, seats[2]], scaled=False)
+    second = form_pack(tiny_base, [*left, states[2]], scaled=False)
     assert [slot.trial.id for slot in second.slots] == ["t1", "t2"]
     after = second.slots[0].contents()
     for found, wanted in ((after.adapter, before.adapter), (after.state, before.state)):
@@ -105,15 +105,15 @@ def test_a_pack_is_gone_before_the_next_one_needs_the_room(
 
     def watched(*arguments: Any) -> Pack:
         alive.append([bank() is not None for bank in banks])
-        pack = seat(*arguments)
+        pack = form_pack(*arguments)
         banks.append(weakref.ref(pack.bank))
         return pack
 
-    monkeypatch.setattr("training.loop.seat", watched)
+    monkeypatch.setattr("training.loop.form_pack", watched)
     gc.disable()  # reference counts must do
     try:
         trials = pack_of(tmp_path, [recipe(seed, steps=2 + seed) for seed in range(3)], tiny_cache)
-        train_pack(tiny_base, trials, on_failure=fail, on_event=lambda _: None, seats=2)
+        train_pack(tiny_base, trials, Callbacks(fail, on_event=lambda _: None), trials_per_pack=2)
     finally:
         gc.enable()
     assert alive == [[], [False], [False, False]]
@@ -135,7 +135,10 @@ def test_the_seat_of_a_trial_that_fails_goes_to_the_next(
 
     monkeypatch.setattr(tiny_base, "predict", poisoned)
     done = train_pack(
-        tiny_base, trials, on_failure=lambda trial, error: failed.append((trial.id, error)), seats=2
+        tiny_base,
+        trials,
+        Callbacks(lambda trial, error: failed.append((trial.id, error))),
+        trials_per_pack=2,
     )
     assert [(name, type(error)) for name, error in failed] == [("t0", TrainingDiverged)]
     assert done == {"t1": 3, "t2": 3}
@@ -150,12 +153,14 @@ def test_an_interrupted_row_of_trials_goes_on(
     ]
     trials = pack_of(tmp_path / "broken", recipes, tiny_cache)
     asked = iter([False, True])
-    done = train_pack(tiny_base, trials, on_failure=fail, seats=2, stop=lambda: next(asked))
+    done = train_pack(
+        tiny_base, trials, Callbacks(fail, stop=lambda: next(asked)), trials_per_pack=2
+    )
     assert done == {"t0": 1, "t1": 2, "t2": 1}
-    done = train_pack(tiny_base, trials, on_failure=fail, seats=2)
+    done = train_pack(tiny_base, trials, Callbacks(fail), trials_per_pack=2)
     assert done == {"t0": 1, "t1": 3, "t2": 2}
     whole = pack_of(tmp_path / "whole", recipes, tiny_cache)
-    train_pack(tiny_base, whole, on_failure=fail, seats=2)
+    train_pack(tiny_base, whole, Callbacks(fail), trials_per_pack=2)
     for broken, unbroken in zip(trials, whole, strict=True):
         found, wanted = adapter(broken.trial_dir), adapter(unbroken.trial_dir)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -14,18 +14,19 @@ import torch.distributed as dist
 
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.latents import LatentCache
+from training.events import Event, StepTaken
 from training.families import Base, load_base
-from training.group import Group
-from training.loop import Event, TrainingDiverged, train_pack
+from training.group import Group, Workers
+from training.loop import Callbacks, TrainingDiverged, train_pack
 from training.pack.adapters import adapter_state, bank_on, detach
 from training.pack.keepers import Keeper, keepers_for
-from training.pack.pack import Seat, last_contents, seat
+from training.pack.pack import TrialState, form_pack, last_contents
 from training.pack.slot import Trial
 from training.recipe import Recipe
-from training.telemetry import pack_facts
+from training.telemetry import pack_measured
 
 WORKERS = 3
-SEATS = 4
+TRIALS_PER_PACK = 4
 # Finished after different steps, so that others join; the last one's pictures are not finite.
 TRIALS: tuple[dict[str, Any], ...] = (
     {"optimizer": {"lr": 1e-3, "lora_plus_ratio": 4}, "ema_decay": 0.9},
@@ -69,20 +70,15 @@ def train(base: Base, packed: list[Trial], group: Group, until: int | None, shar
         assert all(torch.equal(shown[name], tensor) for name, tensor in saved.items())
 
     def stop() -> bool:
-        steps = [event for event in events if event["kind"] == "step" and event["trial"] == "t0"]
+        steps = [event for event in events if isinstance(event, StepTaken) and event.trial == "t0"]
         return until is not None and len(steps) >= until - 1
 
     train_pack(
         base,
         packed,
-        group.rank,
-        WORKERS,
-        on_failure=fail,
-        on_event=events.append,
-        on_checkpoint=look,
-        stop=stop,
-        seats=SEATS,
-        optimizers_shared_in=group if share else None,
+        Callbacks(fail, on_event=events.append, on_checkpoint=look, stop=stop),
+        Workers(group.rank, WORKERS, optimizers_shared_in=group if share else None),
+        trials_per_pack=TRIALS_PER_PACK,
     )
     assert failed == ([] if until is not None else ["t5"])
 
@@ -103,8 +99,8 @@ def run(rank: int, port: int, base_path: Path, cache: LatentCache, folder: Path)
 
 
 def keep_only_ones_own(base: Base, cache: LatentCache, group: Group, folder: Path) -> None:
-    packed = trials(folder / "looked-at", cache, "fp32")[:SEATS]
-    pack = seat(base, [Seat(t, last_contents(base, t)) for t in packed], False, group)
+    packed = trials(folder / "looked-at", cache, "fp32")[:TRIALS_PER_PACK]
+    pack = form_pack(base, [TrialState(t, last_contents(base, t)) for t in packed], False, group)
     for _ in range(2):
         pack.bank.grads.fill_(1e-3)
         for slot in pack.slots:
@@ -114,9 +110,9 @@ def keep_only_ones_own(base: Base, cache: LatentCache, group: Group, folder: Pat
         kept = [slot.is_kept_here for slot in pack.slots]
         assert not all(kept)
         assert kept == [any(slot.optimizer.state.values()) for slot in pack.slots]
-        left = pack.seats_without(pack.slots[-1:])
+        left = pack.states_without(pack.slots[-1:])
         detach(base)
-        pack = seat(base, left, False, group)
+        pack = form_pack(base, left, False, group)
     detach(base)
 
 
@@ -162,12 +158,12 @@ def test_what_an_optimiser_is_said_to_keep_is_what_it_keeps(
 ) -> None:
     recipes = [recipe(network={"rank": 8}), recipe(network={"rank": 8}, optimizer={"type": type})]
     packed = [Trial(tmp_path / str(i), own, tiny_cache) for i, own in enumerate(recipes)]
-    seats = [Seat(trial, last_contents(tiny_base, trial)) for trial in packed]
-    pack = seat(tiny_base, seats, scaled=False)
+    states = [TrialState(trial, last_contents(tiny_base, trial)) for trial in packed]
+    pack = form_pack(tiny_base, states, scaled=False)
     pack.bank.grads.fill_(1e-3)
     for slot in pack.slots:
         slot.take_step()
-    adamw, other = pack_facts(pack)["slot_bytes"]
+    adamw, other = pack_measured(pack).slot_bytes
     detach(tiny_base)
     size = recipes[1].optimizer.state_size
     assert other / adamw == pytest.approx((2 + size) / 4, abs=0.05)  # and small sums

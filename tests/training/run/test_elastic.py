@@ -13,8 +13,11 @@ import torch.distributed as dist
 from training.checkpoints import list_checkpoints, load_checkpoint, samples_per_step_at
 from training.compiled import compile_blocks
 from training.data.latents import LatentCache
+from training.events import CompiledChecked, Event, StepTaken
 from training.families import Base, load_base
-from training.loop import Event, train_pack
+from training.families.compiled_blocks import CompiledBlocks
+from training.group import ALONE, Workers
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 
@@ -39,33 +42,26 @@ def with_class_pictures(batch_size: int) -> Recipe:
 def train(
     base: Base,
     trial: Trial,
-    rank: int = 0,
-    world: int = 1,
+    workers: Workers = ALONE,
     until: int | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
-    **more: Any,
+    compiled: CompiledBlocks | None = None,
 ) -> None:
     """Train the trial; `until`: stop after this step, as a kill would after its checkpoint."""
     steps: list[int] = []
 
     def hear(event: Event) -> None:
         on_event(event)
-        if event["kind"] == "step":
-            steps.append(event["step"])
+        if isinstance(event, StepTaken):
+            steps.append(event.step)
 
     def fail(trial: Trial, error: Exception) -> None:
         raise error
 
-    train_pack(
-        base,
-        [trial],
-        rank,
-        world,
-        on_failure=fail,
-        on_event=hear,
-        stop=lambda: until is not None and len(steps) >= until - 1,
-        **more,
+    callbacks = Callbacks(
+        fail, on_event=hear, stop=lambda: until is not None and len(steps) >= until - 1
     )
+    train_pack(base, [trial], callbacks, workers, compiled=compiled)
 
 
 def begin(rank: int, port: int, base_path: Path, cache: LatentCache, folder: Path) -> None:
@@ -74,16 +70,17 @@ def begin(rank: int, port: int, base_path: Path, cache: LatentCache, folder: Pat
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     base = load_base(base_path)
-    train(base, Trial(folder / "broken", recipe(), cache), rank, 2, until=3)
+    train(base, Trial(folder / "broken", recipe(), cache), Workers(rank, 2), until=3)
     uneven = recipe(batch_size=1, steps=3)
-    train(base, Trial(folder / "uneven", uneven, cache), rank, 2, batch_workers=3)
+    train(base, Trial(folder / "uneven", uneven, cache), Workers(rank, 2, batch_workers=3))
     preserving = Trial(folder / "preserving", with_class_pictures(1), cache, cache)
-    train(base, preserving, rank, 2)
+    train(base, preserving, Workers(rank, 2))
     # The compiler follows the code and generates none, which takes seconds and not minutes.
-    compile_blocks(base, backend="eager")
+    compiled = compile_blocks(base, backend="eager")
     events: list[Event] = []
-    train(base, Trial(folder / "compiled", recipe(), cache), rank, 2, on_event=events.append)
-    checked = [event["kept"] for event in events if event["kind"] == "compiled"]
+    own = Trial(folder / "compiled", recipe(), cache)
+    train(base, own, Workers(rank, 2), on_event=events.append, compiled=compiled)
+    checked = [event.kept for event in events if isinstance(event, CompiledChecked)]
     assert checked == ([True, True] if rank == 0 else [])
     dist.destroy_process_group()
 
@@ -133,10 +130,10 @@ def test_trials_with_other_steps_share_no_pack(
     tiny_base: Base, tiny_cache: LatentCache, tmp_path: Path
 ) -> None:
     begun = Trial(tmp_path / "begun", recipe(), tiny_cache)
-    train(tiny_base, begun, until=3, batch_workers=2)
+    train(tiny_base, begun, Workers(batch_workers=2), until=3)
     with pytest.raises(ValueError, match="samples per step"):
         train_pack(
             tiny_base,
             [begun, Trial(tmp_path / "new", recipe(), tiny_cache)],
-            on_failure=lambda trial, error: None,
+            Callbacks(lambda trial, error: None),
         )

@@ -17,9 +17,17 @@ from safetensors.torch import load_file
 from captioning import DatasetVersion, UserError
 from training.checkpoints import list_checkpoints
 from training.data.latents import encode_dataset
+from training.events import (
+    CheckpointSaved,
+    Event,
+    StepTaken,
+    Stopping,
+    TrialStarted,
+    TrialSucceeded,
+)
 from training.families import load_base
 from training.group import Group, Ledger
-from training.loop import Event, train_pack
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 from training.run.job import SweepJob, TrialSpec
@@ -70,7 +78,7 @@ def train_here(base: Path, dataset: DatasetVersion, folder: Path, *recipes: Reci
     def fail(trial: Trial, error: Exception) -> None:
         raise AssertionError(trial.id) from error
 
-    train_pack(loaded, trials, on_failure=fail)
+    train_pack(loaded, trials, Callbacks(fail))
     return [trial.trial_dir for trial in trials]
 
 
@@ -103,7 +111,7 @@ def test_two_workers_give_the_curve_of_one_with_the_doubled_batch(
     for spec, one in zip(job.trials, here, strict=True):
         two = spec.trial_dir
         assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-        steps = [e["step"] for e in events if e["kind"] == "step" and e["trial"] == spec.trial]
+        steps = [e.step for e in events if isinstance(e, StepTaken) and e.trial == spec.trial]
         assert steps == [1, 2, 3, 4, 5, 6]
         # One step moves a weight by up to lr = 1e-3; where a gradient is as small as Adam's eps,
         # the other order of summation shows as about 1e-5 of it (and so it does in one process).
@@ -112,8 +120,8 @@ def test_two_workers_give_the_curve_of_one_with_the_doubled_batch(
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
-    finished = [event for event in events if event["kind"] == "finished"]
-    assert finished == [{"kind": "finished", "trial": t, "step": 6} for t in ("t0", "t1")]
+    finished = [event for event in events if isinstance(event, TrialSucceeded)]
+    assert finished == [TrialSucceeded(t, 6) for t in ("t0", "t1")]
     assert list((tmp_path / "ray").iterdir()) == []  # Ray's own files of the run are gone
 
 
@@ -131,18 +139,18 @@ def test_a_killed_worker_goes_on_and_ends_as_if_nothing_had_happened(
 
     def on_event(event: Event) -> None:
         events.append(event)
-        if event["kind"] == "step" and event["step"] >= at_step and not killed:
+        if isinstance(event, StepTaken) and event.step >= at_step and not killed:
             for process in train_workers():
                 killed.append(process.pid)
                 os.kill(process.pid, signal.SIGKILL)
 
     run_trials(job, on_event, storage=tmp_path / "ray")
     assert len(killed) == 1
-    starts = [e["step"] for e in events if e["kind"] == "trial" and e["trial"] == "t0"]
+    starts = [e.step for e in events if isinstance(e, TrialStarted) and e.trial == "t0"]
     assert len(starts) == 2, at_step
     assert starts[0] == 0
     assert at_step // 20 * 20 <= starts[1] < 100
-    assert sorted(e["trial"] for e in events if e["kind"] == "finished") == ["t0", "t1"]
+    assert sorted(e.trial for e in events if isinstance(e, TrialSucceeded)) == ["t0", "t1"]
     unbroken = train_here(tiny_base_path, frozen_dataset, tmp_path, *recipes)
     for spec, here in zip(job.trials, unbroken, strict=True):
         assert losses(spec.trial_dir) == losses(here), at_step
@@ -158,17 +166,17 @@ def test_ctrl_c_stops_the_workers(
         tiny_base_path, frozen_dataset, tmp_path, recipe(steps=5000, checkpoint_every=10)
     )
 
-    said: list[str] = []
+    said: list[Event] = []
 
     def interrupt(event: Event) -> None:
-        said.append(event["kind"])
-        if event["kind"] == "checkpoint" and event["step"] >= 20:
+        said.append(event)
+        if isinstance(event, CheckpointSaved) and event.step >= 20:
             os.kill(os.getpid(), signal.SIGINT)  # as the terminal does
 
     with pytest.raises(KeyboardInterrupt):
         run_trials(job, interrupt, storage=tmp_path / "ray")
     assert train_workers() == []
-    assert said[-1] == "stopping"
+    assert said[-1] == Stopping()
     reached = list_checkpoints(job.trials[0].trial_dir)[-1].step
     assert 20 <= reached < 5000
 

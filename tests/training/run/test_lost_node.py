@@ -9,7 +9,7 @@ import pytest
 from test_launch import losses, make_job, recipe, train_here
 
 from captioning import DatasetVersion
-from training.loop import Event
+from training.events import Event, StepTaken, TrialStarted, TrialSucceeded
 from training.run.job import SweepJob
 from training.run.launch import run_trials
 
@@ -38,7 +38,7 @@ def train_and_lose_a_node(job: SweepJob, folder: Path) -> None:
 
     def on_event(event: Event) -> None:
         events.append(event)
-        if event["kind"] == "step" and event["step"] == 15 and there:
+        if isinstance(event, StepTaken) and event.step == 15 and there:
             cluster.remove_node(there.pop(), allow_graceful=False)
 
     try:
@@ -65,8 +65,8 @@ def test_one_worker_goes_on_with_the_steps_of_two(
     spawned.join(timeout=300)
     events = json.loads((tmp_path / "events.json").read_text())
     assert spawned.exitcode == 0
-    starts = [e["step"] for e in events if e["kind"] == "trial" and e["trial"] == "t0"]
+    starts = [e.step for e in events if isinstance(e, TrialStarted) and e.trial == "t0"]
     assert len(starts) == 2 and starts[0] == 0 and 10 <= starts[1] < 60
-    assert sorted(e["trial"] for e in events if e["kind"] == "finished") == ["t0", "t1"]
+    assert sorted(e.trial for e in events if isinstance(e, TrialSucceeded)) == ["t0", "t1"]
     for spec, here in zip(job.trials, unbroken, strict=True):
         assert losses(spec.trial_dir) == pytest.approx(losses(here), rel=1e-5)

@@ -19,9 +19,10 @@ from training.checkpoints import list_checkpoints, load_checkpoint
 from training.data.batches import CLASS_STREAM, draw_batch
 from training.data.class_pictures import class_samples
 from training.data.latents import LatentCache, encode_samples
+from training.events import StepTaken
 from training.families import Base, load_base
 from training.group import Group
-from training.loop import train, train_pack
+from training.loop import Callbacks, train, train_pack
 from training.pack.pack import shared_by_a_pack
 from training.pack.plan import MAX_SAMPLES, plan_packs
 from training.pack.slot import Trial
@@ -138,17 +139,17 @@ def test_in_company_interrupted_and_accumulated_as_alone(
             for k, (one, theirs) in enumerate(zip(recipes, of_class, strict=True))
         ]
 
-    train_pack(tiny_base, trials("packed"), on_failure=fail)
+    train_pack(tiny_base, trials("packed"), Callbacks(fail))
     steps: list[int] = []
 
     def count(event: dict[str, Any]) -> None:
-        steps.extend([event["step"]] if event["kind"] == "step" else [])
+        steps.extend([event.step] if isinstance(event, StepTaken) else [])
 
     # Left after a step that no checkpoint has: it is done again.
     broken = trials("broken")
-    train_pack(tiny_base, broken, on_failure=fail, on_event=count, stop=lambda: len(steps) >= 4)
+    train_pack(tiny_base, broken, Callbacks(fail, on_event=count, stop=lambda: len(steps) >= 4))
     assert [c.step for c in list_checkpoints(broken[0].trial_dir)] == [2]
-    train_pack(tiny_base, broken, on_failure=fail)
+    train_pack(tiny_base, broken, Callbacks(fail))
     for trial in trials("packed"):
         again = adapter(tmp_path / "broken" / trial.id)
         assert all(torch.equal(again[k], v) for k, v in adapter(trial.trial_dir).items())

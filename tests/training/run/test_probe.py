@@ -12,7 +12,7 @@ import torch
 from training.data.latents import LatentCache
 from training.families import Base
 from training.families.stable_diffusion import StableDiffusionBase
-from training.loop import train_pack
+from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe
 from training.run.probe import ProbeRequest, measure_pack, probe_pack, random_cache
@@ -40,7 +40,7 @@ def test_the_time_of_a_step_is_that_of_the_training(
     assert measured is not None
     trials = [Trial(tmp_path / f"t{k}", recipes[k], tiny_cache) for k in range(2)]
     started = time.perf_counter()
-    train_pack(tiny_base, trials, on_failure=lambda *a: pytest.fail(str(a)))
+    train_pack(tiny_base, trials, Callbacks(lambda *a: pytest.fail(str(a))))
     taken = time.perf_counter() - started
     assert taken / 3 < 40 * measured.step_s < 3 * taken
 

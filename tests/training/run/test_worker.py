@@ -14,16 +14,31 @@ import torch
 from captioning import DatasetVersion
 from training.checkpoints import list_checkpoints, load_checkpoint
 from training.compiled import compile_blocks
+from training.events import (
+    BaseScoring,
+    Buckets,
+    CheckpointSaved,
+    CheckpointScored,
+    CompiledChecked,
+    Encoding,
+    Event,
+    PackMeasured,
+    StepTaken,
+    TrialFailed,
+    TrialStarted,
+    TrialStopped,
+    TrialSucceeded,
+)
 from training.families import Base
 from training.frozen.quantised import load_quantised
 from training.group import Group, Ledger
-from training.loop import Event
 from training.pack.layer import BankLinear
 from training.recipe import Recipe
 from training.run.job import SweepJob, TrialSpec
-from training.run.worker import FAILED_FILE, SETUP, SetupError, Worker
+from training.run.worker import SETUP, SetupError, Worker
 from training.scoring.prompts import Limits, ScoringConfig
 from training.scoring.scores import Score
+from training.trial_files import FAILED_FILE
 
 SCORING = ScoringConfig(
     prompts=("{subject}, smile", "{subject}, hat"),
@@ -91,8 +106,9 @@ def run(
     return worker.run(), events
 
 
-def kinds(events: list[Event]) -> list[str]:
-    return [event["kind"] for event in events if event["kind"] not in ("step", "encode", "pack")]
+def kinds(events: list[Event]) -> list[type]:
+    frequent = StepTaken | Encoding | PackMeasured
+    return [type(event) for event in events if not isinstance(event, frequent)]
 
 
 def test_activations_computed_again_give_the_same_adapters(
@@ -132,7 +148,7 @@ def test_a_compiled_base_gives_the_same_adapters(
     assert run(plain)[0] is None
     problem, events = run(replace(plain, trials=moved, compile=True))
     assert problem is None
-    assert [event["kept"] for event in events if event["kind"] == "compiled"] == [True, True]
+    assert [event.kept for event in events if isinstance(event, CompiledChecked)] == [True, True]
     for one, other in zip(plain.trials, moved, strict=True):
         first, again = (
             load_checkpoint(list_checkpoints(spec.trial_dir)[-1].path).adapter
@@ -145,10 +161,11 @@ def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> No
     job = make_job(recipe(), recipe(network={"rank": 2, "method": "dora"}), scored=True)
     problem, events = run(job)
     assert problem is None
-    saved = ["checkpoint", "score"]
-    wanted = ["base", "base", "trial", "trial", *3 * saved, "finished", *saved, "finished"]
-    assert kinds(events) == wanted
-    assert [(e["trial"], e["step"]) for e in events if e["kind"] == "score"] == [
+    saved = [CheckpointSaved, CheckpointScored]
+    started = [BaseScoring, BaseScoring, TrialStarted, TrialStarted]
+    ended = [*3 * saved, TrialSucceeded, *saved, TrialSucceeded]
+    assert kinds(events) == started + ended
+    assert [(e.trial, e.step) for e in events if isinstance(e, CheckpointScored)] == [
         ("t0", 2),
         ("t1", 2),
         ("t0", 4),
@@ -157,15 +174,15 @@ def test_trials_are_trained_and_every_checkpoint_scored(make_job: MakeJob) -> No
     for spec in job.trials:
         for checkpoint in list_checkpoints(spec.trial_dir):
             score = Score.load(checkpoint.path)
-            told = [e for e in events if e["kind"] == "score" and e["trial"] == spec.trial]
+            told = [e for e in events if isinstance(e, CheckpointScored) and e.trial == spec.trial]
             stored = json.loads((checkpoint.path / "scores.json").read_text())
-            assert stored["identity"] in [e["score"]["identity"] for e in told]
+            assert stored["identity"] in [e.score.identity.model_dump() for e in told]
             assert all((checkpoint.path / picture.file).is_file() for picture in score.pictures)
     # Everything is there, so a second run only says so.
     problem, again = run(job)
     assert problem is None
-    assert kinds(again) == ["base", "base", "trial", "trial", "finished", "finished"]
-    assert [e["step"] for e in again if e["kind"] == "trial"] == [4, 4]
+    assert kinds(again) == [*started, TrialSucceeded, TrialSucceeded]
+    assert [e.step for e in again if isinstance(e, TrialStarted)] == [4, 4]
 
 
 def test_pictures_are_encoded_in_buckets_where_the_recipe_says_so(
@@ -174,9 +191,9 @@ def test_pictures_are_encoded_in_buckets_where_the_recipe_says_so(
     limits = {"aspect_buckets": True, "bucket_step_px": 8}
     problem, events = run(make_job(recipe(), recipe(**limits), recipe(**limits, seed=1)))
     assert problem is None
-    told = [event["buckets"] for event in events if event["kind"] == "buckets"]
-    assert told == [[(64, 64, len(frozen_dataset.train))]]  # they all are squares
-    assert [event["pack"] for event in events if event["kind"] == "step"] == [1] * 4 + [2] * 8
+    told = [event.buckets for event in events if isinstance(event, Buckets)]
+    assert told == [((64, 64, len(frozen_dataset.train)),)]  # they all are squares
+    assert [event.pack for event in events if isinstance(event, StepTaken)] == [1] * 4 + [2] * 8
     indices = [json.loads(file.read_text()) for file in tmp_path.glob("latents/*/index.json")]
     assert sorted("sizes" in index for index in indices) == [False, True]
 
@@ -199,7 +216,7 @@ def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_scor
     import training.run.held_base as base_module
 
     made: list[tuple[str, weakref.ref[torch.nn.Module]]] = []  # every encoder ever loaded
-    alive: dict[str, list[list[str]]] = {"step": [], "score": []}
+    alive: dict[type, list[list[str]]] = {StepTaken: [], CheckpointScored: []}
 
     def load(*arguments: Any) -> Base:
         base = load_quantised(*arguments)
@@ -219,14 +236,14 @@ def test_the_encoders_are_gone_while_training_and_only_the_vae_is_loaded_to_scor
         return base
 
     def look(event: Event) -> None:
-        if event["kind"] in alive:
-            alive[event["kind"]].append([name for name, module in made if module() is not None])
+        if type(event) in alive:
+            alive[type(event)].append([name for name, module in made if module() is not None])
 
     monkeypatch.setattr(base_module, "load_quantised", load)
     problem, _ = run(make_job(recipe(), scored=True), on_event=look)
     assert problem is None
-    assert alive["step"] == [[]] * 4
-    assert alive["score"] == [[]] * 2
+    assert alive[StepTaken] == [[]] * 4
+    assert alive[CheckpointScored] == [[]] * 2
     # Loaded to encode, and the VAE again for each of two scored checkpoints: the prompts were
     # embedded when the bare base was scored.
     assert [name for name, _ in made] == ["vae", "text_encoders", "vae", "vae"]
@@ -264,7 +281,8 @@ def test_a_checkpoint_that_a_kill_left_unscored_is_scored_later(make_job: MakeJo
     before = (folder / "scores.json").read_text()
     (folder / "scores.json").unlink()
     _, events = run(job)
-    assert kinds(events) == ["base", "base", "trial", "score", "finished"]
+    scored = [TrialStarted, CheckpointScored, TrialSucceeded]
+    assert kinds(events) == [BaseScoring, BaseScoring, *scored]
     assert (folder / "scores.json").read_text() == before
 
 
@@ -276,7 +294,7 @@ def test_trained_text_encoders_speak_in_scoring_and_leave_the_others_alone(
         network={"rank": 2, "text_encoder": {}}, optimizer={"lr": 0.1}, steps=2, caption_dropout=0.0
     )
     problem, events = run(make_job(trained, plain, scored=True))
-    assert problem is None and kinds(events).count("finished") == 2
+    assert problem is None and kinds(events).count(TrialSucceeded) == 2
     spoken, other = (Score.load(runs / f"{trial}/step-000002") for trial in ("t0", "t1"))
     assert spoken.identity_raw != other.identity_raw
     # From the file, as after a kill, it is the same; and the other's is as without company.
@@ -296,7 +314,7 @@ def test_other_prompts_are_scored_anew(make_job: MakeJob) -> None:
         **{**vars(job), "scoring": job.scoring.model_copy(update={"unrelated": ("a car",)})}
     )
     _, events = run(other)
-    assert [event["step"] for event in events if event["kind"] == "score"] == [2, 4]
+    assert [event.step for event in events if isinstance(event, CheckpointScored)] == [2, 4]
 
 
 def watch_predictions(
@@ -332,16 +350,16 @@ def test_a_pack_that_does_not_fit_is_trained_in_halves(
     watch_predictions(monkeypatch, out_of_memory)
     problem, events = run(job)
     assert problem is None
-    assert sorted(e["trial"] for e in events if e["kind"] == "finished") == ["t0", "t1", "t2"]
-    assert "failed" not in kinds(events)
+    assert sorted(e.trial for e in events if isinstance(e, TrialSucceeded)) == ["t0", "t1", "t2"]
+    assert TrialFailed not in kinds(events)
     # Smaller micro-batches first; three trials do not fit even with a sample each.
     assert sizes == [6, 3, *[2] * 4, 4, *[2] * 8]
 
 
 def test_the_job_bounds_the_pack(make_job: MakeJob) -> None:
-    job = replace(make_job(recipe(), recipe(seed=1), recipe(seed=2)), max_slots=2)
+    job = replace(make_job(recipe(), recipe(seed=1), recipe(seed=2)), trials_per_pack=2)
     _, events = run(job)
-    packs = {e["trial"]: e["pack"] for e in events if e["kind"] == "step"}
+    packs = {e.trial: e.pack for e in events if isinstance(e, StepTaken)}
     assert packs == {"t0": 2, "t1": 2, "t2": 1}
 
 
@@ -361,10 +379,10 @@ def test_an_error_that_one_trial_has_ends_that_trial_only(
     monkeypatch.setattr(training.scoring.scorer, "score_checkpoint", failing)
     problem, events = run(job)
     assert problem is None
-    assert [(e["trial"], e["error"]) for e in events if e["kind"] == "failed"] == [
+    assert [(e.trial, e.error) for e in events if isinstance(e, TrialFailed)] == [
         ("t0", "no space left")
     ]
-    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t1"]
+    assert [e.trial for e in events if isinstance(e, TrialSucceeded)] == ["t1"]
 
 
 def test_a_failing_trial_does_not_lose_the_others(
@@ -383,17 +401,17 @@ def test_a_failing_trial_does_not_lose_the_others(
     watch_predictions(monkeypatch, poisoned)
     problem, events = run(job)
     assert problem is None
-    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t2"]
-    (failed,) = [e for e in events if e["kind"] == "failed"]
-    assert failed["trial"] == "t1"
-    assert "trial t1, step 3" in failed["error"]
+    assert [e.trial for e in events if isinstance(e, TrialSucceeded)] == ["t0", "t2"]
+    (failed,) = [e for e in events if isinstance(e, TrialFailed)]
+    assert failed.trial == "t1"
+    assert "trial t1, step 3" in failed.error
     record = json.loads((job.trials[1].trial_dir / FAILED_FILE).read_text())
-    assert record["error"] == failed["error"]
+    assert record["error"] == failed.error
     assert "TrainingDiverged" in record["traceback"]
     assert [c.step for c in list_checkpoints(job.trials[1].trial_dir)] == [2]
     # The worker that is started again after a death leaves the failed trial alone.
     _, again = run(job)
-    assert [e["trial"] for e in again if e["kind"] == "trial"] == ["t0", "t2"]
+    assert [e.trial for e in again if isinstance(e, TrialStarted)] == ["t0", "t2"]
 
 
 def test_what_keeps_all_from_starting_is_told(make_job: MakeJob, tmp_path: Path) -> None:
@@ -411,12 +429,12 @@ def test_a_stop_ends_all_trials_and_the_next_run_goes_on(make_job: MakeJob, tmp_
     seen: list[int] = []
     stopped = lambda: len(seen) >= 4  # noqa: E731  # after two steps of both
     _, events = run(
-        job, stopped, on_event=lambda e: seen.append(1) if e["kind"] == "step" else None
+        job, stopped, on_event=lambda e: seen.append(1) if isinstance(e, StepTaken) else None
     )
-    assert kinds(events)[-1] == "stopped"
+    assert kinds(events)[-1] == TrialStopped
     assert [c.step for c in list_checkpoints(job.trials[1].trial_dir)] == [2]
     _, events = run(job)
-    assert kinds(events)[-1] == "finished"
+    assert kinds(events)[-1] == TrialSucceeded
     resumed = (tmp_path / "runs/t1/step-000004/adapter.safetensors").read_bytes()
     (tmp_path / "runs").rename(tmp_path / "before")
     run(make_job(recipe(), recipe(seed=1)))
@@ -434,7 +452,7 @@ def test_a_trial_that_keeps_killing_its_worker_is_given_up(
         """What no `except Exception` sees, like a SIGKILL."""
 
     def die(event: Event) -> None:
-        if event["kind"] == "step" and event["trial"] == "t1":
+        if isinstance(event, StepTaken) and event.trial == "t1":
             raise Death
 
     # Twice each: the whole pack, then the half with the second and the third, then the second.
@@ -443,9 +461,9 @@ def test_a_trial_that_keeps_killing_its_worker_is_given_up(
             run(job, ledger=Ledger(file), on_event=die)
     problem, events = run(job, ledger=Ledger(file), on_event=die)
     assert problem is None
-    assert [e["trial"] for e in events if e["kind"] == "finished"] == ["t0", "t2"]
-    (failed,) = [e for e in events if e["kind"] == "failed"]
-    assert "trial t1: its worker died 2 times" in failed["error"]
+    assert [e.trial for e in events if isinstance(e, TrialSucceeded)] == ["t0", "t2"]
+    (failed,) = [e for e in events if isinstance(e, TrialFailed)]
+    assert "trial t1: its worker died 2 times" in failed.error
 
 
 def test_dying_in_the_setup_ends_the_run(make_job: MakeJob, tmp_path: Path) -> None:

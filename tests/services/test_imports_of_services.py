@@ -1,0 +1,35 @@
+"""Commands that read and plan answer without torch and Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "diffusers", "transformers", "peft", "ray")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "services.cli.main",
+        "services.cli.leaderboard",
+        "services.cli.status",
+        "services.registry.mlflow_runs",
+        "services.registry.registry",
+        "services.registry.trial_facts",
+        "services.report",
+        "services.report.farm_status",
+        "services.report.leaderboard",
+        "services.report.trial_sheet",
+        "services.sweeps.files",
+        "services.sweeps.leaderboard",
+        "services.sweeps.plan",
+        "services.sweeps.recipe_text",
+    ],
+)
+def test_it_is_imported_without_torch(module: str) -> None:
+    code = f"import sys\nimport {module}\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(HEAVY) & set(run.stdout.split()) == set()
