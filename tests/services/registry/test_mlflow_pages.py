@@ -36,10 +36,14 @@ def test_the_pages_are_served_until_ctrl_c(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,  # so that no signal of theirs reaches the tests
     ) as program:
-        assert answers(f"http://{HOST}:{port}/health")
-        program.send_signal(signal.SIGINT)
-        out, _ = program.communicate(timeout=120)
+        try:
+            assert answers(f"http://{HOST}:{port}/health")
+            program.send_signal(signal.SIGINT)
+            out, _ = program.communicate(timeout=120)
+        finally:
+            program.terminate()
     assert program.returncode == 130
     assert f"MLflow at http://{HOST}:{port}" in out and "stopped" in out
     require_free_port(port)  # the server went with the command
