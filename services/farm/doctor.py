@@ -95,9 +95,7 @@ def _gpu() -> Check:
     import torch
 
     if not torch.cuda.is_available():
-        return Check(
-            "GPU", False, "none: training runs on the CPU", "docs/gpus.md", needed=False
-        )
+        return Check("GPU", False, "none: training runs on the CPU", "docs/gpus.md", needed=False)
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Check("GPU", True, ", ".join(names), needed=False)
 
