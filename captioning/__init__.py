@@ -98,6 +98,7 @@ from captioning.render import Caption, render, render_all
 from captioning.render_tags import Seen
 from captioning.review import (
     CONFIDENCE,
+    ImportedReviews,
     Queue,
     bad_rate_bound,
     import_table,
@@ -118,6 +119,7 @@ from captioning.versions import (
     freeze,
     latest_dataset,
     list_dataset_versions,
+    list_version_names,
     load_dataset,
 )
 
@@ -159,6 +161,7 @@ __all__ = [
     "Framing",
     "Image",
     "ImportedCaption",
+    "ImportedReviews",
     "IntakeReport",
     "ModelUsed",
     "ObjectStore",
@@ -213,6 +216,7 @@ __all__ = [
     "lint_captions",
     "list_characters",
     "list_dataset_versions",
+    "list_version_names",
     "load_captions",
     "load_character",
     "load_class_pictures",

@@ -101,7 +101,7 @@ class Conflict(BaseModel):
     reason: str
 
 
-class Imported(BaseModel):
+class ImportedReviews(BaseModel):
     """The result of a table: reviews and edits that were taken, and rows that were not."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -245,7 +245,7 @@ def read_table(data: bytes) -> list[dict[str, str]]:
     return [{key: _bare(row.get(key) or "") for key in COLUMNS} for row in reader]
 
 
-def import_table(store: Store, character: Character, data: bytes) -> Imported:
+def import_table(store: Store, character: Character, data: bytes) -> ImportedReviews:
     """Take the states, notes and changed captions of an exported table.
 
     A row whose caption or review changed since the export is a conflict, as is an unknown one or
@@ -281,7 +281,7 @@ def import_table(store: Store, character: Character, data: bytes) -> Imported:
             )
     record_edits(store, character.name, edits)
     record_reviews(store, character.name, reviews)
-    return Imported(reviews=len(reviews), edits=len(edits), conflicts=tuple(conflicts))
+    return ImportedReviews(reviews=len(reviews), edits=len(edits), conflicts=tuple(conflicts))
 
 
 def _conflict(row: Mapping[str, str], item: Item | None, again: bool) -> str:

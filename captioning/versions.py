@@ -118,7 +118,7 @@ def freeze(
     }
     digest = identity(content)
     versions = store.datasets / character.name
-    known = version_names(store, character.name)
+    known = list_version_names(store, character.name)
     for name in known:
         if name.endswith(digest):
             return load_dataset(versions / name)
@@ -186,7 +186,7 @@ def load_dataset(path: Path) -> DatasetVersion:
 
 def list_dataset_versions(store: Store, name: str) -> list[DatasetVersion]:
     """All versions of a character, oldest first."""
-    return [load_dataset(store.datasets / name / one) for one in version_names(store, name)]
+    return [load_dataset(store.datasets / name / one) for one in list_version_names(store, name)]
 
 
 def latest_dataset(store: Store, name: str) -> DatasetVersion:
@@ -200,7 +200,7 @@ def find_dataset(store: Store, reference: str) -> DatasetVersion:
     Raises UserError naming the known ones when there is none, or more than one, of that name.
     """
     name, wanted = split_reference(reference)
-    known = version_names(store, name)
+    known = list_version_names(store, name)
     if not known:
         load_character(store, name)  # raises if there is none of that name
         raise UserError(
@@ -209,7 +209,7 @@ def find_dataset(store: Store, reference: str) -> DatasetVersion:
     return load_dataset(store.datasets / name / choose_version(name, wanted, known))
 
 
-def version_names(store: Store, name: str) -> list[str]:
+def list_version_names(store: Store, name: str) -> list[str]:
     """The names of a character's versions, oldest first, without reading them."""
     versions = store.datasets / plain(name)
     if not versions.is_dir():

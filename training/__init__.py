@@ -15,6 +15,7 @@ from training.checkpoint_files import (
     is_whole,
     list_checkpoints,
     samples_per_step_at,
+    saved_hashes,
     step_folders,
 )
 from training.cuts import cut_recipes
@@ -197,6 +198,7 @@ __all__ = [
     "run_trials",
     "sample",
     "samples_per_step_at",
+    "saved_hashes",
     "score_base",
     "score_checkpoint",
     "step_folders",

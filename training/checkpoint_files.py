@@ -141,6 +141,14 @@ def read_verified(path: Path) -> dict[str, bytes]:
     return files
 
 
+def saved_hashes(path: Path) -> dict[str, str]:
+    """The hashes that a checkpoint's manifest names, by file; empty if it cannot be read."""
+    try:
+        return dict(_read_manifest(path, step_of(path))["files"])
+    except (OSError, ValueError):
+        return {}
+
+
 def _checked_by_size(path: Path, step: int) -> Checkpoint:
     """The checkpoint in a folder; OSError or ValueError if a file is not of the size it was."""
     manifest = _read_manifest(path, step)

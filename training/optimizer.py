@@ -71,7 +71,7 @@ class AdamW(_LoraPlus, _Adam):
     type: Literal["adamw"] = Field(
         "adamw",
         description="adamw, adamw8bit, adafactor, lion, prodigy or schedulefree. Each has settings "
-        "and defaults of its own: docs/training.md.",
+        "and defaults of its own: docs/optimisers.md.",
     )
     library: ClassVar[str] = "torch.optim.AdamW"
     state_size: ClassVar[float] = 2.0

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from captioning import UserError
 from services.cli.exit_codes import EXIT_BROKEN
 from services.cli.options import HomeOption, console
 from services.farm.settings import open_home
@@ -41,9 +42,12 @@ def status(home: HomeOption = None) -> None:
 
 def doctor(home: HomeOption = None) -> None:
     """What is there, what is missing, and the command that fixes it."""
-    from services.farm.doctor import run_doctor
+    from services.cli.doctor import print_checks
+    from services.farm.doctor import check_machine, missing_parts
 
-    if not run_doctor(open_home(home), console):
+    checks = check_machine(open_home(home))
+    print_checks(checks, console)
+    if missing_parts(checks):
         raise typer.Exit(EXIT_BROKEN)
 
 
@@ -52,6 +56,10 @@ def mlflow(
     home: HomeOption = None,
 ) -> None:
     """Open MLflow's pages on the farm's runs and registry at 127.0.0.1 (Ctrl-C ends it)."""
-    from services.registry.mlflow_pages import serve_pages
+    from services.registry.mlflow_pages import HOST, running_pages
 
-    serve_pages(open_home(home), port, console)
+    with running_pages(open_home(home), port) as server:
+        console.print(f"MLflow at http://{HOST}:{port} (Ctrl-C ends it)")
+        code = server.wait()
+    if code:
+        raise UserError("lorafarm mlflow", f"MLflow ended with code {code}", "see its lines above")

@@ -18,7 +18,15 @@ from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
 from services.registry.registry import Registry
 from services.registry.winner import Registered, register_winner
-from services.sweeps.files import AskedSweep, candidates, failures, scores_dir, sweep_dir
+from services.sweeps.files import (
+    AskedSweep,
+    candidates,
+    choose_whole,
+    failures,
+    is_intact,
+    scores_dir,
+    sweep_dir,
+)
 from services.sweeps.plan import PlannedTrial, SweepPlan
 from services.sweeps.prepare import PreparedSweep, steps_done
 from training import (
@@ -28,7 +36,6 @@ from training import (
     SweepJob,
     TrialSpec,
     Winner,
-    choose_winner,
     run_trials,
 )
 
@@ -141,8 +148,9 @@ def _spec(home: Home, planned: PlannedTrial) -> TrialSpec:
 
 
 def _is_done(home: Home, prepared: PreparedSweep) -> bool:
-    """Whether every checkpoint that the sweep asks for is there and scored as it asks."""
-    scored = {(c.trial, c.step) for c in _candidates(home, prepared)}
+    """Whether every checkpoint that the sweep asks for is there, whole, and scored as it asks."""
+    found = _candidates(home, prepared)
+    scored = {(one.trial, one.step) for one in found if is_intact(home.store, one)}
     return all(
         (planned.trial, step) in scored
         for planned in prepared.plan.trials
@@ -163,11 +171,12 @@ def _candidates(home: Home, prepared: PreparedSweep) -> list[Candidate]:
 def _choose(home: Home, prepared: PreparedSweep) -> Winner:
     lost = failures(home.store, prepared.plan.trials)
     scored = _candidates(home, prepared)
-    if not scored:
+    winner = choose_whole(home.store, scored, prepared.asked.config.scoring.limits)
+    if winner is None:
         reasons = "; ".join(f"{trial}: {error}" for trial, error in lost.items())
         raise UserError(
             f"sweep {prepared.asked.sweep}",
             f"no trial was finished ({reasons})",
             "correct the recipe and run the same command again",
         )
-    return choose_winner(scored, prepared.asked.config.scoring.limits)
+    return winner

@@ -1,21 +1,15 @@
-"""`lorafarm dataset review`: which captions to read first, and a spreadsheet to do it in."""
+"""Which captions to read first, and the spreadsheet in which people read them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from captioning import (
-    CONFIDENCE,
-    Character,
     Embedder,
     EmbedderConfig,
+    ImportedReviews,
     Queue,
     UserError,
-    bad_rate_bound,
     caption_all,
     import_table,
     kept_images,
@@ -25,56 +19,55 @@ from captioning import (
     to_table,
     write_atomic,
 )
-from services.cli.progress import Display
 from services.datasets.steps import observers_of
+from services.farm.progress import Progress
 from services.farm.settings import Home
 
-SHOWN_CAPTIONS = 20  # in the terminal; --export gives all of the sample
 
+def import_reviews(home: Home, name: str, table: Path) -> ImportedReviews:
+    """Take the states, notes and changed captions of an exported table.
 
-def review_captions(
-    home: Home,
-    name: str,
-    export: Path | None,
-    table: Path | None,
-    compare: bool,
-    console: Console,
-) -> int:
-    """Import, then export or show; 0, or 2 when rows of the imported table are in conflict."""
+    Rows that changed here since the export are conflicts: they are in the result and nothing of
+    them is taken. Raises UserError when the file can't be read or is no such table.
+    """
     character = load_character(home.store, name)
-    conflicts = 0
-    if table is not None:
-        done = import_table(home.store, character, _read(table))
-        if done.edits:
-            caption_all(home.store, character)
-        conflicts = len(done.conflicts)
-        console.print(f"[green]✓[/] {done.reviews} reviews and {done.edits} edits taken in")
-        for conflict in done.conflicts:
-            console.print(f"  [yellow]not taken[/] {escape(conflict.picture)}: {conflict.reason}")
-    queue = _compared(home, character, console) if compare else review_queue(home.store, character)
-    if export is not None:
-        write_atomic(export, to_table(queue))
-        console.print(
-            f"[green]✓[/] {len(queue.sample)} captions to read: {escape(str(export))}\n"
-            "  set `state` to approved or rejected, correct `caption`, write a `note`; then "
-            f"`lorafarm dataset review {name} --import {escape(str(export))}`"
-        )
-    elif table is None:
-        _print_queue(queue, console)
-    _print_bound(queue, console)
-    return 2 if conflicts else 0
+    done = import_table(home.store, character, _read(table))
+    if done.edits:
+        caption_all(home.store, character)
+    return done
 
 
-def _compared(home: Home, character: Character, console: Console) -> Queue:
-    """The queue, with captions compared to pictures where these have been embedded."""
-    images = kept_images(home.store, character.name)
-    sources = [one.source for one in observers_of(home.settings) if isinstance(one, EmbedderConfig)]
-    seen = (one for image in images for one in load_observations(home.store, image.sha256))
-    if not sources or all(one.embedding is None for one in seen):
+def queue_captions(home: Home, name: str, compare: bool, progress: Progress) -> Queue:
+    """The captions of the character `name`, the riskiest first, and which of them to read.
+
+    With `compare`, captions are compared to their pictures where these have been embedded, and
+    those that fit least stand further up.
+    """
+    character = load_character(home.store, name)
+    embedder = _embedder_used(home, name) if compare else None
+    if embedder is None:
         return review_queue(home.store, character)
-    with Display(console) as display, display.step("captions compared with pictures") as step:
-        embedder = Embedder(sources[0])
-        return review_queue(home.store, character, embedder=embedder, progress=step.advance_to)
+    with progress.step("captions compared with pictures") as step:
+        return review_queue(
+            home.store, character, embedder=Embedder(embedder), progress=step.advance_to
+        )
+
+
+def export_queue(queue: Queue, to: Path) -> Path:
+    """Write the captions to read to the CSV file `to`, which `import_reviews` takes back."""
+    write_atomic(to, to_table(queue))
+    return to
+
+
+def _embedder_used(home: Home, name: str) -> str | None:
+    """The embedder of the settings; None when it has seen none of the pictures."""
+    sources = [one.source for one in observers_of(home.settings) if isinstance(one, EmbedderConfig)]
+    seen = (
+        one
+        for image in kept_images(home.store, name)
+        for one in load_observations(home.store, image.sha256)
+    )
+    return sources[0] if sources and any(one.embedding is not None for one in seen) else None
 
 
 def _read(table: Path) -> bytes:
@@ -82,33 +75,3 @@ def _read(table: Path) -> bytes:
         return table.read_bytes()
     except OSError as error:
         raise UserError(str(table), error.strerror or "not readable", "check the path") from error
-
-
-def _print_queue(queue: Queue, console: Console) -> None:
-    chosen = set(queue.sample)
-    waiting = [one for one in queue.items if one.image in chosen and one.state == "open"]
-    listed = Table("picture", "risk", "why", "caption", box=None, pad_edge=False)
-    for item in waiting[:SHOWN_CAPTIONS]:
-        row = (item.source, f"{item.risk:g}", item.why, item.caption)
-        listed.add_row(*map(escape, row))
-    console.print(listed)
-    if len(waiting) > SHOWN_CAPTIONS:
-        console.print(f"[dim]and {len(waiting) - SHOWN_CAPTIONS} more; --export lists all[/]")
-
-
-def _print_bound(queue: Queue, console: Console) -> None:
-    total, size = len(queue.items), len(queue.sample)
-    line = f"{queue.read} of {size} to read are read, {queue.bad} bad; {total} captions in all."
-    if queue.read == size:
-        bound = bad_rate_bound(total, size, queue.bad)
-        line += f" With {CONFIDENCE:.0%} confidence at most {bound:.0%} of all are bad."
-    else:
-        # The riskiest are read first: half a sample is none, and gives no bound.
-        bound = bad_rate_bound(total, size)
-        line += (
-            f" Once all {size} are read and none is bad: at most {bound:.0%} of all are bad "
-            f"({CONFIDENCE:.0%} confidence)."
-        )
-    console.print(line)
-    if queue.bad and size < total:
-        console.print("[yellow]a bad one in the sample: read more, or all[/]")

@@ -1,127 +1,134 @@
-"""Dataset versions compared, exported and shared: `dataset diff`, `export`, `push`, `pull`.
+"""Dataset versions compared, exported, pushed to a store and pulled from it.
 
-Thin: the captioning room does the work, this file shows it to a person.
+The captioning room does the work; this file knows which store the farm's settings name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
 
 from captioning import (
     Character,
     DatasetVersion,
     ExportFormat,
     Rules,
-    Sample,
+    Transfer,
     UserError,
     VersionDiff,
     add_character,
-    caption_all,
     diff_versions,
     export_version,
     find_dataset,
     latest_dataset,
     list_characters,
-    list_dataset_versions,
-    load_captions,
-    load_character,
-    load_images,
-    marked,
+    list_version_names,
     open_objects,
     parse_config,
     pull_version,
     push_version,
-    use_imported,
 )
-from services.cli.progress import Display
+from services.farm.progress import Progress
 from services.farm.settings import SETTINGS_FILE, Home
 
-SHOWN_CAPTIONS = 50  # changed ones; a rule that changes all of 5,000 is seen in the first
-_MARKS = {"same": "{}", "out": "[red]\\[-{}-][/]", "in": "[green]{{+{}+}}[/]"}
+
+@dataclass(frozen=True)
+class ComparedVersions:
+    """Two versions of one character and what differs between them."""
+
+    before: DatasetVersion
+    after: DatasetVersion
+    diff: VersionDiff
+
+    @property
+    def unchanged(self) -> int:
+        """How many pictures are in both with the same caption."""
+        pictures = len(self.after.train) + len(self.after.holdout)
+        return pictures - len(self.diff.images_in) - len(self.diff.captions)
 
 
-def show_diff(home: Home, before: str, after: str, console: Console) -> VersionDiff:
-    """Print what changed from the version `before` to the version `after` (`aya@v2`)."""
+@dataclass(frozen=True)
+class ExportedDataset:
+    """A version whose training pictures were written for another trainer."""
+
+    dataset: DatasetVersion
+    form: ExportFormat
+    folder: Path
+
+
+@dataclass(frozen=True)
+class PushedDataset:
+    """A version that is in a store now."""
+
+    dataset: DatasetVersion
+    url: str  # of the store
+    transfer: Transfer  # how many files were sent, and how many were there
+
+    @property
+    def summary(self) -> str:
+        """One line about it."""
+        return f"{self.transfer.sent} files sent and read back, {self.transfer.present} were there"
+
+
+@dataclass(frozen=True)
+class PulledDataset:
+    """A version that was fetched from a store and verified."""
+
+    dataset: DatasetVersion
+    url: str  # of the store
+    transfer: Transfer  # how many files were fetched, and how many were here
+
+    @property
+    def summary(self) -> str:
+        """One line about it."""
+        dataset, moved = self.dataset, self.transfer
+        return (
+            f"{dataset.character}/{dataset.name}: {moved.sent} files fetched and verified, "
+            f"{moved.present} were here; {len(dataset.train)} pictures to train on, "
+            f"{len(dataset.holdout)} held out"
+        )
+
+
+def compare_versions(home: Home, before: str, after: str) -> ComparedVersions:
+    """What changed from the version `before` to the version `after` (`aya@v2`)."""
     old, new = find_dataset(home.store, before), find_dataset(home.store, after)
-    diff = diff_versions(old, new)
-    console.print(f"[bold]{old.character}/{old.name} → {new.character}/{new.name}[/]")
-    _list(console, "in", diff.images_in, "[green]+[/]")
-    _list(console, "out", diff.images_out, "[red]-[/]")
-    _list(console, "held out now", diff.to_holdout, "→")
-    _list(console, "trained on now", diff.to_train, "→")
-    for setting in diff.settings:
-        values = escape(f"{setting.before!r} → {setting.after!r}")
-        console.print(f"{setting.name}: {values}")
-    for mark, models in (("[green]+[/]", diff.models_in), ("[red]-[/]", diff.models_out)):
-        for used in models:
-            console.print(f"{mark} {used.kind} by {escape(used.model)} at {used.revision}")
-    if diff.captions:
-        console.print(f"{_counted(diff.captions, 'caption')} changed:")
-    for change in diff.captions[:SHOWN_CAPTIONS]:
-        line = marked([(kind, escape(text)) for kind, text in change.pieces], _MARKS)
-        console.print(f"  [bold]{escape(change.source)}[/]: {line}")
-    if len(diff.captions) > SHOWN_CAPTIONS:
-        console.print(f"  and {len(diff.captions) - SHOWN_CAPTIONS} more")
-    stayed = len(new.train) + len(new.holdout) - len(diff.images_in)
-    console.print(f"{stayed - len(diff.captions)} pictures with the same caption")
-    return diff
-
-
-def _list(console: Console, what: str, samples: tuple[Sample, ...], mark: str) -> None:
-    if samples:
-        console.print(f"{_counted(samples, 'picture')} {what}:")
-    for sample in samples:
-        console.print(f"  {mark} {escape(sample.source)}  [dim]{sample.sha256[:12]}[/]")
-
-
-def _counted(things: Sized, name: str) -> str:
-    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+    return ComparedVersions(old, new, diff_versions(old, new))
 
 
 def export_dataset(
-    home: Home, reference: str, form: ExportFormat, to: Path, views: int | None, console: Console
-) -> Path:
-    """Write a version for another trainer."""
+    home: Home, reference: str, form: ExportFormat, to: Path, views: int | None = None
+) -> ExportedDataset:
+    """Write the training pictures and captions of a version to the folder `to`.
+
+    `views` is how often kohya's trainer shows each picture in an epoch. Raises UserError when the
+    folder holds anything that an earlier export did not write there.
+    """
     version = find_dataset(home.store, reference)
-    folder = export_version(version, to, form, views)
-    console.print(
-        f"[green]✓[/] {version.character}/{version.name} for {form}: {len(version.train)} pictures "
-        f"in {escape(str(folder))}; {len(version.holdout)} held out stay out",
-        soft_wrap=True,
-    )
-    if form == "ai-toolkit":
-        console.print(f"  set `trigger_word: {version.trigger}` in its config")
-    return folder
+    return ExportedDataset(version, form, export_version(version, to, form, views))
 
 
-def newest_dataset(home: Home, character: str, console: Console) -> DatasetVersion:
-    """The newest version here; when there is none, the newest in the settings' store, fetched."""
-    if home.settings.dataset_store and not list_dataset_versions(home.store, character):
-        return pull_dataset(home, character, home.settings.dataset_store, console)
-    return latest_dataset(home.store, character)
+def push_dataset(home: Home, reference: str, to: str | None, progress: Progress) -> PushedDataset:
+    """Put a version (`aya@v2`) into the bucket or folder `to`, or that of the settings.
 
-
-def push_dataset(home: Home, reference: str, to: str | None, console: Console) -> None:
-    """Put a version into a bucket or folder, that of the settings when none is named."""
+    Raises UserError when no store is named, or bytes came back from it changed.
+    """
     version = find_dataset(home.store, reference)
     objects = open_objects(to or _usual_store(home, "--to"))
-    title = f"{version.character}/{version.name} pushed to {escape(objects.url)}"
-    with Display(console) as display, display.step(title) as step:
+    with progress.step(f"{version.character}/{version.name} pushed to {objects.url}") as step:
         moved = push_version(version, objects, step.advance_to)
-    console.print(f"  {moved.sent} files sent and read back, {moved.present} were there")
+    return PushedDataset(version, objects.url, moved)
 
 
 def pull_dataset(
-    home: Home, reference: str, source: str | None, console: Console
-) -> DatasetVersion:
-    """Fetch a version from a bucket or folder; a character that is not known yet becomes known."""
+    home: Home, reference: str, source: str | None, progress: Progress
+) -> PulledDataset:
+    """Fetch a version from the bucket or folder `source`, or that of the settings.
+
+    A character that is not known here yet becomes known. Raises UserError when no store is named,
+    it has no such version, or a file is missing or changed there.
+    """
     objects = open_objects(source or _usual_store(home, "--from"))
-    title = f"{reference} pulled from {escape(objects.url)}"
-    with Display(console) as display, display.step(title) as step:
+    with progress.step(f"{reference} pulled from {objects.url}") as step:
         version, moved = pull_version(reference, objects, home.store, step.advance_to)
     if version.character not in list_characters(home.store):
         rules = parse_config(Rules, dict(version.rules), f"{version.path}: rules")
@@ -132,12 +139,16 @@ def pull_dataset(
             rules=rules,
         )
         add_character(home.store, character)
-    console.print(
-        f"  {version.character}/{version.name}: {moved.sent} files fetched and verified, "
-        f"{moved.present} were here; {len(version.train)} pictures to train on, "
-        f"{len(version.holdout)} held out"
-    )
-    return version
+    return PulledDataset(version, objects.url, moved)
+
+
+def newest_dataset(home: Home, character: str, progress: Progress) -> DatasetVersion:
+    """The newest version here; when there is none, the newest in the settings' store, fetched."""
+    if home.settings.dataset_store and not list_version_names(home.store, character):
+        pulled = pull_dataset(home, character, home.settings.dataset_store, progress)
+        progress.say(pulled.summary)
+        return pulled.dataset
+    return latest_dataset(home.store, character)
 
 
 def _usual_store(home: Home, option: str) -> str:
@@ -148,19 +159,3 @@ def _usual_store(home: Home, option: str) -> str:
             f"give {option}, or set `dataset_store` in {home.path / SETTINGS_FILE}",
         )
     return home.settings.dataset_store
-
-
-def use_captions(home: Home, name: str, console: Console) -> int:
-    """Make captions that came with the pictures the captions used, as edits; gives how many."""
-    store = home.store
-    edits = use_imported(store, name)
-    sources = {image.sha256: image.source for image in load_images(store, name)}
-    for edit in edits:
-        console.print(f"  {escape(sources[edit.image])}: {escape(edit.value)}")
-    console.print(f"[green]✓[/] {name}: {_counted(edits, 'imported caption')} used now, as edits")
-    if edits and load_captions(store, name):
-        caption_all(store, load_character(store, name))
-        console.print("  the captions are rendered again")
-    elif edits:
-        console.print(f"  next: lorafarm dataset caption {name}")
-    return len(edits)

@@ -1,20 +1,17 @@
-"""`lorafarm doctor`: what this machine has, what is missing, and the command that fixes it."""
+"""What this machine has for the farm, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from captioning import STARTER_CAPTIONER, STARTER_CLIP, STARTER_TAGGER, UserError
 from services.farm.settings import Home
@@ -28,29 +25,23 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor: `needed` ones decide the exit code, the others are optional."""
+    """One thing that was looked for on this machine."""
 
     name: str
     ok: bool
-    found: str
-    fix: str = ""
-    needed: bool = True
+    found: str  # in words: a version, a path, or what is wrong
+    fix: str = ""  # the command or advice that mends it
+    needed: bool = True  # False when the farm runs without it
 
 
-def run_doctor(home: Home, console: Console) -> bool:
-    """Print every check; True when nothing needed is missing."""
-    checks = list(_checks(home))
-    table = Table("", "what", "found", "fix")
-    for check in checks:
-        mark = "[green]✓[/]" if check.ok else ("[red]✗[/]" if check.needed else "[yellow]–[/]")
-        table.add_row(mark, check.name, escape(check.found), "" if check.ok else escape(check.fix))
-    console.print(table)
-    broken = [check.name for check in checks if check.needed and not check.ok]
-    if broken:
-        console.print(f"[red]missing:[/] {', '.join(broken)}")
-    else:
-        console.print("[green]ready[/] (a – is optional)")
-    return not broken
+def check_machine(home: Home) -> tuple[Check, ...]:
+    """Look for everything that the farm at `home` uses; nothing is created."""
+    return tuple(_checks(home))
+
+
+def missing_parts(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """The failed checks of parts that the farm needs."""
+    return tuple(check for check in checks if check.needed and not check.ok)
 
 
 def _checks(home: Home) -> Iterator[Check]:
@@ -104,9 +95,7 @@ def _gpu() -> Check:
     import torch
 
     if not torch.cuda.is_available():
-        return Check(
-            "GPU", False, "none: training runs on the CPU", "docs/real-models.md", needed=False
-        )
+        return Check("GPU", False, "none: training runs on the CPU", "docs/gpus.md", needed=False)
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Check("GPU", True, ", ".join(names), needed=False)
 

@@ -6,8 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-
-from rich.console import Console
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from captioning import UserError
 from services.farm.settings import Home
@@ -15,38 +15,34 @@ from services.farm.settings import Home
 HOST = "127.0.0.1"
 
 
-def serve_pages(home: Home, port: int, console: Console) -> None:
-    """Run `mlflow server` on 127.0.0.1:`port` until Ctrl-C.
+@contextmanager
+def running_pages(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `mlflow server` on 127.0.0.1:`port` while the block lasts; gives its process.
 
-    Raises UserError when the port is taken or the farm holds no runs yet.
+    The server ends with the block, also after Ctrl-C. Raises UserError when the port is taken or
+    the farm holds no runs yet.
     """
     require_free_port(port)
     if home.settings.tracking_uri is None and not (home.path / "mlflow.db").exists():
         raise UserError(
             str(home.path), "no runs yet", "run `lorafarm sweep <character>` or `lorafarm demo`"
         )
-    console.print(f"MLflow at http://{HOST}:{port} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", home.tracking_uri, "--workers", "1"]
     command += ["--artifacts-destination", str(home.artifacts)]
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-    with subprocess.Popen(command, env=environment) as server:
+    with subprocess.Popen(command, env=environment) as process:
         try:
-            server.wait()
-        except KeyboardInterrupt:
-            server.terminate()
-            server.wait()
-            raise
-    if server.returncode:
-        raise UserError(
-            "lorafarm mlflow", f"MLflow ended with code {server.returncode}", "see its lines above"
-        )
+            yield process
+        finally:
+            process.terminate()  # does nothing to a process that has ended
+            process.wait()
 
 
 def require_free_port(port: int) -> None:
     """Raise UserError when something listens on 127.0.0.1:`port` already."""
     with socket.socket() as probe:
-        # As servers do: a port in TIME_WAIT after a restart is free.
+        # A port in TIME_WAIT after a restart counts as free, as it does for servers.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

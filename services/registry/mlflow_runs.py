@@ -7,6 +7,7 @@ missing, so that a command killed between any two calls is repeated without a du
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from captioning import UserError
+from services.registry.bundle import file_sha256
 from services.registry.trial_facts import (
     DatasetReference,
     Point,
@@ -23,7 +25,7 @@ from services.registry.trial_facts import (
     public_tags,
     trial_points,
 )
-from training import step_folders
+from training import saved_hashes, step_folders
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -43,6 +45,8 @@ PARAMS_PER_BATCH = 100
 CHECKPOINT_FILES = ("adapter.safetensors", "recipe.yaml", "manifest.json", "scores.json")
 
 
+log = logging.getLogger(__name__)
+
 # The state of a sweep or a trial in MLflow's words; the tag STATE_TAG of its run holds our own.
 RUN_STATUS = {
     "queued": "SCHEDULED",
@@ -60,6 +64,8 @@ class MlflowRuns:
     def __init__(self, client: MlflowClient, artifacts: Path | None) -> None:
         self._client = client
         self._artifacts = artifacts
+        # The points (key, step) that runs under way have, so that they are not read at each score.
+        self._points: dict[str, set[tuple[str, int]]] = {}
 
     def open_sweep(self, character: str, sweep: str, tags: Mapping[str, str] | None = None) -> str:
         """Return the run id of the sweep, made or, after a kill or a second start, found again."""
@@ -105,13 +111,13 @@ class MlflowRuns:
         self._add_params(run, dict(dotted_params(trial.recipe)))
         self._add_input(run, dataset)
         self._add_points(run_id, trial_points(trial, int(run.info.start_time)))
-        self._push(run_id, "dataset", {"dataset/manifest.json": dataset.manifest})
-        for step, folder in step_folders(trial.trial_dir).items():
-            target = f"checkpoints/step-{step:06d}"
-            files = {f"{target}/{name}": folder / name for name in CHECKPOINT_FILES}
-            present = {path: file for path, file in files.items() if file.exists()}
-            self._push(run_id, f"step-{step:06d}", present)
+        pushed = self._tags(run_id)
+        self._push(run_id, "dataset", {"dataset/manifest.json": dataset.manifest}, pushed)
+        for folder in step_folders(trial.trial_dir).values():
+            self._push_checkpoint(run_id, folder, pushed)
         self._set_state(run, trial.state)
+        if trial.state != "running":
+            self._points.pop(run_id, None)
         return run_id
 
     def log_picture(self, run_id: str, name: str, picture: Image) -> None:
@@ -119,15 +125,22 @@ class MlflowRuns:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.png"
             picture.save(file)
-            self._push(run_id, f"picture.{name}", {f"pictures/{name}.png": file})
+            self._push(
+                run_id, f"picture.{name}", {f"pictures/{name}.png": file}, self._tags(run_id)
+            )
 
     def push_folder(self, run_id: str, folder: str, files: Mapping[str, Path]) -> None:
         """Keep `files` (relative path to local file) as artifacts below `folder` of the run."""
-        self._push(run_id, folder, {f"{folder}/{path}": file for path, file in files.items()})
+        targets = {f"{folder}/{path}": file for path, file in files.items()}
+        self._push(run_id, folder, targets, self._tags(run_id))
 
     def artifact_uri(self, run_id: str, path: str) -> str:
         """Where the run's artifact `path` lies."""
         return f"{self._client.get_run(run_id).info.artifact_uri}/{path}"
+
+    def _tags(self, run_id: str) -> Mapping[str, str]:
+        tags: Mapping[str, str] = self._client.get_run(run_id).data.tags
+        return tags
 
     def _experiment(self, character: str) -> str:
         found = self._client.get_experiment_by_name(character)
@@ -205,11 +218,13 @@ class MlflowRuns:
         from mlflow.entities import Metric
 
         wanted = list(points)
-        present = {
-            (key, metric.step)
-            for key in {point.key for point in wanted}
-            for metric in self._client.get_metric_history(run_id, key)
-        }
+        if run_id not in self._points:
+            self._points[run_id] = {
+                (key, metric.step)
+                for key in {point.key for point in wanted}
+                for metric in self._client.get_metric_history(run_id, key)
+            }
+        present = self._points[run_id]
         missing = [
             Metric(point.key, point.value, point.timestamp, point.step)
             for point in wanted
@@ -218,27 +233,53 @@ class MlflowRuns:
         for start in range(0, len(missing), METRICS_PER_BATCH):
             batch = missing[start : start + METRICS_PER_BATCH]
             self._client.log_batch(run_id, metrics=batch)
+            present.update((metric.key, metric.step) for metric in batch)
 
-    def _push(self, run_id: str, group: str, files: Mapping[str, Path]) -> None:
-        """Upload the files (artifact path to local file) unless a tag says that they are there.
+    def _push_checkpoint(self, run_id: str, folder: Path, pushed: Mapping[str, str]) -> None:
+        """Upload a checkpoint's files unless they are there; reads no tensors that are.
 
-        The tag holds a hash of names and bytes and is set last: a torn upload is done again.
+        The manifest says the hashes of the large files. One whose bytes are others is damaged, and
+        is logged and not uploaded.
         """
-        digest = hashlib.sha256()
-        for path, file in sorted(files.items()):
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(f"{path}\0{content}\n".encode())
-        tag = PUSHED_TAG + group
-        run = self._client.get_run(run_id)
-        if not files or run.data.tags.get(tag) == digest.hexdigest():
+        present = [folder / name for name in CHECKPOINT_FILES if (folder / name).exists()]
+        said = saved_hashes(folder)
+        hashes = {file: said.get(file.name) or file_sha256(file) for file in present}
+        files = {f"checkpoints/{folder.name}/{file.name}": file for file in present}
+        digest = _digest(files, hashes)
+        if pushed.get(PUSHED_TAG + folder.name) == digest:
+            return
+        damaged = [file for file in present if file_sha256(file) != hashes[file]]
+        if damaged:
+            log.warning("not recorded: %s: its content does not match the manifest", damaged[0])
+            return
+        self._upload(run_id, folder.name, files, digest)
+
+    def _push(
+        self, run_id: str, group: str, files: Mapping[str, Path], pushed: Mapping[str, str]
+    ) -> None:
+        """Upload files (artifact path to local file) unless a tag in `pushed` has their hash."""
+        digest = _digest(files, {file: file_sha256(file) for file in files.values()})
+        if pushed.get(PUSHED_TAG + group) != digest:
+            self._upload(run_id, group, files, digest)
+
+    def _upload(self, run_id: str, group: str, files: Mapping[str, Path], digest: str) -> None:
+        """Upload the files, and set their tag last: a torn upload is done again."""
+        if not files:
             return
         for path, file in sorted(files.items()):
             target = PurePosixPath(path)
             folder = None if target.parent == PurePosixPath(".") else str(target.parent)
             with _named(file, target.name) as upload:
                 self._client.log_artifact(run_id, str(upload), folder)
-        self._client.set_tag(run_id, tag, digest.hexdigest())
+        self._client.set_tag(run_id, PUSHED_TAG + group, digest)
+
+
+def _digest(files: Mapping[str, Path], hashes: Mapping[Path, str]) -> str:
+    """One hash over the names and contents of files (artifact path to local file)."""
+    digest = hashlib.sha256()
+    for path, file in sorted(files.items()):
+        digest.update(f"{path}\0{hashes[file]}\n".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ folders, so that a leaderboard or a report needs nothing but the store.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,14 @@ from training import (
     BaseFacts,
     BaseScores,
     Candidate,
+    Checkpoint,
     Limits,
     Score,
     ScoringConfig,
+    Winner,
+    checkpoint_dir,
+    choose_winner,
+    is_whole,
     list_checkpoints,
     read_failure,
     read_score,
@@ -167,6 +172,26 @@ def candidates(
 def _comparable(config: ScoringConfig) -> ScoringConfig:
     """The config without its limits, which judge scores and do not change them."""
     return config.model_copy(update={"limits": Limits()})
+
+
+def choose_whole(store: Store, candidates: Sequence[Candidate], limits: Limits) -> Winner | None:
+    """The winner among the candidates, every byte of its checkpoint verified.
+
+    One whose checkpoint is damaged is logged and left out of the ranking. None when none is whole.
+    """
+    left = list(candidates)
+    while left:
+        winner = choose_winner(left, limits)
+        if is_intact(store, winner.candidate):
+            return winner
+        left = [candidate for candidate in left if candidate is not winner.candidate]
+    return None
+
+
+def is_intact(store: Store, candidate: Candidate) -> bool:
+    """Whether every byte of a candidate's checkpoint is as it was saved."""
+    path = checkpoint_dir(store.runs / candidate.trial, candidate.step)
+    return is_whole(Checkpoint(candidate.step, path))
 
 
 def failures(store: Store, trials: tuple[PlannedTrial, ...]) -> dict[str, str]:

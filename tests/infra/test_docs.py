@@ -46,18 +46,7 @@ def test_every_link_leads_to_a_page_and_a_heading(page: Path) -> None:
     assert broken_links(page) == []
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        # The page for people who change the code still names files as they lay before they moved
-        # into rooms and floors. The mark is strict: it fails when the page is right again.
-        pytest.param(page, marks=pytest.mark.xfail(strict=True))
-        if page.name == "develop.md"
-        else page
-        for page in PAGES
-    ],
-    ids=lambda page: page.name,
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_the_docs_name_is_there(page: Path) -> None:
     assert missing_paths(page) == []
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from rich.console import Console
 
 from captioning import load_config, write_atomic
+from services.cli.dataset_intake import print_added, print_captioned, print_frozen
 from services.cli.leaderboard import print_leaderboard
+from services.cli.progress import Display
 from services.cli.sweep import print_prepared, watched_sweep
 from services.coordinator.run import FinishedSweep
 from services.datasets.steps import add_pictures, caption_pictures, freeze_dataset
@@ -45,11 +47,16 @@ def run_demo(out: Path, console: Console) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with as_file(files("services.cli.demo")) as package:
         for name, trigger in CHARACTERS.items():
-            add_pictures(home, name, package / "pictures" / name, trigger, CLASS_WORD, console)
+            pictures = package / "pictures" / name
+            with Display(console) as display:
+                added = add_pictures(home, name, pictures, trigger, CLASS_WORD, "keep", display)
+            print_added(added, console)
         config = load_config(SweepConfig, package / "sweep.yaml")
         with ray_when_needed(home) as start_ray:
             start_ray()
-            caption_pictures(home, list(CHARACTERS), console)
+            with Display(console) as display:
+                captioned = caption_pictures(home, list(CHARACTERS), display)
+            print_captioned(captioned, console)
             finished = [_sweep(home, name, config, console, start_ray) for name in CHARACTERS]
         for sweep in finished:
             _promote_and_show(home, sweep, console)
@@ -67,8 +74,10 @@ def run_demo(out: Path, console: Console) -> None:
 def _sweep(
     home: Home, name: str, config: SweepConfig, console: Console, start_ray: Callable[[], None]
 ) -> FinishedSweep:
-    dataset = freeze_dataset(home, name, HOLDOUT, console)
-    prepared = prepare_sweep(home, dataset, config, "sweep.yaml")
+    with Display(console) as display:
+        frozen = freeze_dataset(home, name, HOLDOUT, display)
+    print_frozen(frozen, console)
+    prepared = prepare_sweep(home, frozen.dataset, config, "sweep.yaml")
     print_prepared(prepared, console)
     return watched_sweep(home, prepared, start_ray, console)
 

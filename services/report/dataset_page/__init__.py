@@ -9,7 +9,6 @@ import importlib.resources
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,20 +20,19 @@ from captioning import (
     Finding,
     Image,
     PictureError,
+    Severity,
     Store,
     upright_rgb,
     write_atomic,
 )
+from services.datasets.check import DatasetCheck
 from services.report.pictures import WebPicture, web_picture
-
-if TYPE_CHECKING:
-    from services.datasets.check import DatasetCheck
 
 # A note on this share of the pictures, and on this many, is said once for all of them.
 COMMON_SHARE, SOME = 0.5, 5
 COPIES = ("IMG230", "IMG231", "IMG232")
-SEVERITIES = ("block", "warn", "info")
-SEVERITY_WORDS = {"block": "blocks", "warn": "warnings", "info": "notes"}
+SEVERITIES: tuple[Severity, ...] = ("block", "warn", "info")
+SEVERITY_WORDS: dict[Severity, str] = {"block": "blocks", "warn": "warnings", "info": "notes"}
 FRAMING_WORDS = {"close-up": "close-up, portrait", "upper": "upper body", "full": "full body"}
 WAY_WORDS = {"front": "front", "left": "facing left", "right": "facing right", "back": "back"}
 

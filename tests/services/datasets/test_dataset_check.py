@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw
 
 from captioning import Observation, Quality, Store, make_character, observe, take_in
 from services.cli.main import main
+from services.datasets.check import check_dataset
+from services.datasets.decisions import drop_proposed
+from services.farm.settings import open_home
 from services.report.dataset_page import marked
 
 
@@ -79,6 +82,18 @@ def test_blocks_give_exit_code_2_and_apply_mends_them(lorafarm) -> None:
     assert lorafarm("override", "aya", "IMG205", "--picture", "19.png")[0] == 0
     code, out = lorafarm("check", "aya")
     assert code == 0 and "nothing blocks freezing" in out
+
+
+def test_a_script_gets_the_check_as_a_value_and_drops_what_it_proposes(
+    lorafarm, tmp_path: Path
+) -> None:
+    home = open_home(tmp_path / "home")
+    check = check_dataset(home, "aya")
+    assert [(one.code, check.name(one.where)) for one in check.blocks] == [("IMG205", "19.png")]
+    assert check.unobserved == 0 and check.base_px == 64 and check.count("block") == 1
+    assert drop_proposed(home, "aya") == check.proposed
+    after = check_dataset(home, "aya")
+    assert len(after.images) == 18 and not after.blocks and after.proposed == ()
 
 
 def test_before_the_models_have_seen_them_it_does_not_say_that_nothing_blocks(

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from captioning import Fixed, Rules, Store, add_character, load_character
+from captioning import (
+    DatasetVersion,
+    Fixed,
+    Rules,
+    Store,
+    UserError,
+    add_character,
+    load_character,
+)
+from services.datasets.captions import edit_caption
+from services.datasets.decisions import override_finding
+from services.datasets.lint import as_rows, lint_dataset
+from services.farm.settings import open_home
 
 
 def test_captions_without_a_block_pass(dataset_command):
@@ -66,6 +78,24 @@ def test_rules_from_the_characters_file_are_linted(dataset_command, home_path: P
     add_character(store, aya.model_copy(update={"rules": rules}))
     code, out, _ = dataset_command("lint", "aya")
     assert code == 0 and "12 captions" in out
+
+
+def test_a_script_gets_findings_edits_and_overrides_as_values(
+    home_path: Path, dataset: DatasetVersion
+):
+    home = open_home(home_path)
+    change = edit_caption(home, "aya", "03.png", [("add", "红")])
+    assert change.image.source == "03.png"
+    assert (change.before, change.after) == ("ayachar, person, smile", "ayachar, person, smile, 红")
+    result = lint_dataset(home, "aya")
+    assert [(one.code, result.source(one)) for one in result.blocks] == [("CAP113", "03.png")]
+    assert as_rows(result)[0]["blocks"] is True and result.fixed == ()
+    accepted = override_finding(home, "aya", "CAP113", "03.png", "a logo")
+    assert accepted.where == change.image.sha256
+    after = lint_dataset(home, "aya", fix=True)
+    assert after.blocks == () and after.count("block") == after.overridden == 1
+    with pytest.raises(UserError, match="nothing to change"):
+        edit_caption(home, "aya", "03.png", [])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from captioning import (
     DatasetVersion,
@@ -18,7 +17,14 @@ from captioning import (
     load_images,
     record_edits,
 )
-from services.datasets.versions import newest_dataset
+from services.datasets.versions import (
+    compare_versions,
+    export_dataset,
+    newest_dataset,
+    pull_dataset,
+    push_dataset,
+)
+from services.farm.progress import UNWATCHED
 from services.farm.settings import open_home
 
 
@@ -134,15 +140,14 @@ def test_the_settings_name_a_store_that_every_farm_shares(
     for home in (home_path, other):
         (home / "settings.yaml").write_text(f"dataset_store: {store}\n")
     assert lorafarm("dataset", "push", "aya")[0] == 0
-    quiet = Console(quiet=True)
-    fetched = newest_dataset(open_home(other), "aya", quiet)
+    fetched = newest_dataset(open_home(other), "aya", UNWATCHED)
     assert fetched.manifest_sha256 == dataset.manifest_sha256
     # A new version is there as soon as it is frozen; what a farm has already is not fetched again.
     assert lorafarm("dataset", "edit", "aya", "03.png", "--add", "red coat")[0] == 0
     code, out, err = lorafarm("dataset", "freeze", "aya")
     assert code == 0 and "pushed to" in out, err
     assert len(list((store / "datasets" / "aya").iterdir())) == 2
-    assert newest_dataset(open_home(other), "aya", quiet).name == dataset.name
+    assert newest_dataset(open_home(other), "aya", UNWATCHED).name == dataset.name
 
 
 def test_a_bucket_without_credentials_names_the_variables(
@@ -152,3 +157,21 @@ def test_a_bucket_without_credentials_names_the_variables(
     code, _, err = lorafarm("dataset", "push", "aya", "--to", "s3://farm/x")
     assert code == 2
     assert "AWS_ACCESS_KEY_ID is not set" in err
+
+
+def test_a_script_compares_exports_and_shares_versions(
+    dataset: DatasetVersion, second: DatasetVersion, home_path: Path, tmp_path: Path
+):
+    home, other = open_home(home_path), open_home(tmp_path / "other")
+    compared = compare_versions(home, "aya@v1", "aya@v2")
+    assert (compared.before.name, compared.after.name) == (dataset.name, second.name)
+    assert len(compared.diff.captions) == 1 and compared.unchanged == 11
+    exported = export_dataset(home, "aya@v2", "csv", tmp_path / "out")
+    assert exported.dataset == second and (exported.folder / "metadata.csv").is_file()
+    store = str(tmp_path / "share")
+    pushed = push_dataset(home, "aya@v2", store, UNWATCHED)
+    assert pushed.url == store and pushed.transfer.present == 0
+    pulled = pull_dataset(other, "aya", store, UNWATCHED)
+    assert pulled.transfer.sent > 0 and pulled.transfer.present == 0
+    assert pulled.dataset.manifest_sha256 == second.manifest_sha256
+    assert newest_dataset(other, "aya", UNWATCHED).name == second.name

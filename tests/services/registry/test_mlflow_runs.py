@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from captioning import UserError
+from services.registry import mlflow_runs
+from services.registry.bundle import file_sha256
+from services.registry.mlflow_runs import STATE_TAG
 from services.registry.registry import Registry
 from services.registry.trial_facts import DatasetReference, TrialFacts, public_value
 from training import MEASURES, Interval, read_effective_batch, read_metrics
@@ -243,6 +248,96 @@ def test_changed_scores_file_is_sent_again(open_registry, trial) -> None:
     registry.runs.record_trial(sweep, trial)
     path = client_of(registry).download_artifacts(run_id, "checkpoints/step-000006/scores.json")
     assert Path(path).read_text() == "new"
+
+
+def keep_hashes(trial_dir: Path) -> None:
+    """Write manifests as training does, which name the hash of every file."""
+    for folder in trial_dir.glob("step-*"):
+        data = (folder / "adapter.safetensors").read_bytes()
+        manifest = {
+            "format": 1,
+            "step": int(folder.name.removeprefix("step-")),
+            "files": {"adapter.safetensors": hashlib.sha256(data).hexdigest()},
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_what_is_recorded_is_not_read_again_and_a_score_is_sent_when_it_comes(
+    open_registry, trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_hashes(trial.trial_dir)
+    registry = open_registry()
+    sweep = registry.runs.open_sweep("aya", "s1")
+    running = replace(trial, state="running")
+    run_id = registry.runs.record_trial(sweep, running)
+    read: list[str] = []
+
+    def hashed(file: Path) -> str:
+        read.append(f"{file.parent.name}/{file.name}")
+        return file_sha256(file)
+
+    monkeypatch.setattr(mlflow_runs, "file_sha256", hashed)
+    again = open_registry()
+    again.runs.record_trial(sweep, running)
+    assert not [name for name in read if name.endswith("adapter.safetensors")]
+    read.clear()
+    (trial.trial_dir / "step-000006" / "scores.json").write_text("scored")
+    again.runs.record_trial(sweep, running)
+    assert "step-000006/adapter.safetensors" in read
+    assert "step-000003/adapter.safetensors" not in read
+    path = client_of(again).download_artifacts(run_id, "checkpoints/step-000006/scores.json")
+    assert Path(path).read_text() == "scored"
+
+
+def test_a_damaged_checkpoint_is_not_recorded(
+    open_registry, trial, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_hashes(trial.trial_dir)
+    (trial.trial_dir / "step-000006" / "adapter.safetensors").write_bytes(b"damaged")
+    registry = open_registry()
+    run_id = record_all(registry, trial)
+    kept = artifacts(client_of(registry), run_id)
+    assert "checkpoints/step-000003/adapter.safetensors" in kept
+    assert not [path for path in kept if "step-000006" in path]
+    assert "step-000006" in caplog.text
+
+
+def test_points_are_read_back_once_while_a_trial_runs(open_registry, trial) -> None:
+    registry = open_registry()
+    sweep = registry.runs.open_sweep("aya", "s1")
+    running = replace(trial, state="running")
+    write_rows(trial.trial_dir, range(1, 4))
+    run_id = registry.runs.record_trial(sweep, running)
+    counting = CountingClient(client_of(registry))
+    registry.runs._client = counting
+    write_rows(trial.trial_dir, range(1, 7))
+    registry.runs.record_trial(sweep, running)
+    assert counting.calls["get_metric_history"] == 0
+    losses = client_of(open_registry()).get_metric_history(run_id, "train/loss")
+    assert [m.step for m in losses] == [1, 2, 3, 4, 5, 6]
+
+
+class CountingClient:
+    """The real client, with a count of the calls by name."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self._client, name)
+
+
+def test_a_run_without_a_state_is_read_and_given_one(open_registry, trial) -> None:
+    """Runs were without the tag before there were states on them."""
+    registry = open_registry()
+    run_id = record_all(registry, trial)
+    client = client_of(registry)
+    client.delete_tag(run_id, STATE_TAG)
+    assert record_all(open_registry(), trial) == run_id
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags[STATE_TAG]) == ("FINISHED", "succeeded")
 
 
 def test_trials_of_two_characters_lie_in_two_experiments(open_registry) -> None:

@@ -13,7 +13,7 @@ from captioning import DatasetVersion, UserError
 from services.cli.leaderboard import leaderboard_command
 from services.farm.settings import Home, Settings
 from services.sweeps import files as sweep_files
-from services.sweeps.files import newest_scored, record_sweep
+from services.sweeps.files import choose_whole, newest_scored, record_sweep
 from services.sweeps.plan import SweepConfig
 from services.sweeps.prepare import plan_config
 from training.checkpoints import save_checkpoint
@@ -41,6 +41,31 @@ def test_a_sweep_that_failed_hides_none_that_is_scored(
         f"nothing of the newest sweep, {failed}, is scored yet; this is {shown}" in out.getvalue()
     )
     assert "0.50" in out.getvalue()
+
+
+def test_a_damaged_checkpoint_wins_nothing(
+    home_path: Path, dataset: DatasetVersion, caplog: pytest.LogCaptureFixture
+):
+    home = Home(home_path, Settings(cpus_per_worker=1, use_gpu=False))
+    asked = SweepConfig.model_validate({"recipe": {"steps": 20, "checkpoint_every": 10}})
+    base, plan, resolved = plan_config(home, dataset, asked, "test")
+    record_sweep(home.store, dataset, plan, resolved, base)
+    (planned,) = plan.trials
+    folder = home.store.runs / planned.trial
+    for step, identity in ((10, 0.4), (20, 0.8)):
+        path = save_checkpoint(folder, step, planned.recipe, {}, {}).path
+        score(identity).save(path)
+    found = newest_scored(home.store, "aya", 1)
+    limits = found.asked.config.scoring.limits
+    best = choose_whole(home.store, found.candidates, limits)
+    assert best is not None and best.candidate.step == 20
+    adapter = path / "adapter.safetensors"
+    data = adapter.read_bytes()
+    adapter.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same size
+    best = choose_whole(home.store, found.candidates, limits)
+    assert best is not None and [s.candidate.step for s in best.table] == [10]
+    assert "step-000020" in caplog.text
+    assert choose_whole(home.store, [c for c in found.candidates if c.step == 20], limits) is None
 
 
 class Clock:
