@@ -34,7 +34,7 @@ from training.pack.adapters import detach
 from training.pack.pack import Pack, form_pack
 from training.pack.saving import keep_checkpoints
 from training.pack.slot import Slot, Trial
-from training.pack.waiting import Waiting
+from training.pack.waiting import WaitingTrials
 from training.precision import resolve_precision
 from training.recipe import Recipe
 from training.schedule import learning_rate
@@ -131,7 +131,7 @@ def train_pack(
     """
     if compiled is None and is_compiled(base.denoiser):
         raise ValueError("the base is compiled: give what compile_blocks returned, to be checked")
-    waiting = Waiting(trials, workers.rank)
+    waiting = WaitingTrials(trials, workers.rank)
     done = waiting.done
     if not waiting:
         return done

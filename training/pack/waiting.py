@@ -17,7 +17,7 @@ from training.pack.slot import Trial
 from training.recipe import Recipe
 
 
-class Waiting:
+class WaitingTrials:
     """The trials that are not finished and have no slot yet."""
 
     def __init__(self, trials: Sequence[Trial], rank: int) -> None:
