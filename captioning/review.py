@@ -45,7 +45,7 @@ COLUMNS = ("picture", "risk", "why", "caption", "state", "note", "sha256", "row"
 
 
 class Review(BaseModel):
-    """What a person said about one caption; the newest about an image holds."""
+    """A person's verdict about one caption; the newest about an image holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,7 +102,7 @@ class Conflict(BaseModel):
 
 
 class ImportedReviews(BaseModel):
-    """What came of a table: reviews and edits that were taken, and rows that were not."""
+    """The result of a table: reviews and edits that were taken, and rows that were not."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -219,7 +219,7 @@ def to_table(queue: Queue) -> bytes:
 
 
 def row_hash(item: Item) -> str:
-    """What stands for the row as it was exported: its caption and what was said of it."""
+    """A hash of the row as it was exported: its caption and its review."""
     text = "\0".join((item.image, item.caption, item.state, item.note))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -172,7 +172,7 @@ class _Run:
     callbacks: Callbacks
     workers: Workers
     compiled: CompiledBlocks | None
-    step_samples: int
+    step_samples: int  # of each trial, over all workers
     precision: str
     micro_batches: MicroBatches
     done: dict[str, int]  # the last step of every trial that has not failed
@@ -183,7 +183,7 @@ class _Run:
 
         Returns the slots that leave, and whether somebody asked to stop.
         """
-        # With several workers only errors that all of them meet may be survived by all of them.
+        # With several workers, a trial's error may only be survived if all workers meet it.
         survivable = Exception if self.workers.world_size == 1 else UserError
         while True:
             started = time.perf_counter()
@@ -235,7 +235,7 @@ class _Run:
         return losses, stopping
 
     def _take_steps(self, pack: Pack, losses: Tensor) -> tuple[dict[Slot, _Taken], list[Slot]]:
-        """Take the optimisers' steps; what each came to, and the slots that have failed."""
+        """Take the optimisers' steps; returns what each came to, and the slots that have failed."""
         bank, slots = pack.bank, pack.slots
         for slot in slots:
             slot.scaler.unscale_(slot.optimizer)
@@ -262,7 +262,7 @@ class _Run:
         return taken, gone
 
     def _write_down(self, pack: Pack, taken: dict[Slot, _Taken], started: float) -> None:
-        """Rank 0: the steps' rows in the trials' folders, and their events."""
+        """On rank 0, add the steps' rows to the trials' folders and send their events."""
         seconds, slots = time.perf_counter() - started, len(pack.slots)
         rate = self.step_samples / seconds
         device = self.base.device
@@ -322,7 +322,7 @@ def _bare_afterwards(base: Base) -> Iterator[None]:
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """Bit-equal repeats on a CPU, where they cost nothing; a GPU keeps its fast kernels."""
+    """Make repeats bit-equal on a CPU, where that costs nothing; a GPU keeps its fast kernels."""
     if device.type != "cpu":
         yield
         return
