@@ -92,8 +92,8 @@ def test_its_registry_and_its_runs_are_read(home: Home) -> None:
     adapters = farm_status(home).adapters
     assert adapters == Registry(home.tracking_uri, home.artifacts).list()
     assert [(one.name, one.version, one.aliases) for one in adapters or ()] == [
-        ("aya.sd15", 1, ("candidate",)),
-        ("bruno.sd15", 1, ("candidate",)),
+        ("aya.sd15", 1, ("candidate", "production")),
+        ("bruno.sd15", 1, ("candidate", "production")),
     ]
     winner = EXPECTED["standings"][0]
     assert (adapters[0].trial, adapters[0].step) == (winner["trial"], winner["step"])
