@@ -33,7 +33,7 @@ BYTES_IN_FLIGHT = 128 * 1024 * 1024
 # A request that was lost with its replica is sent again, then its pictures one by one; a
 # picture that kills its replica again and again must not take its neighbours with it.
 ATTEMPTS = 2
-# Between attempts, doubling: a replica's process takes seconds to come back.
+# The pause between attempts doubles, since a replica's process takes seconds to come back.
 RETRY_WAIT_S, RETRY_WAIT_MOST_S = 1.0, 15.0
 BATCH_SIZES_TIMEOUT_S = 60.0
 
@@ -93,7 +93,7 @@ class ServedObservers:
             flight.close()
 
     def _shrinks(self, kinds: Iterable[Kind]) -> dict[Kind, Shrink | None]:
-        """How these observers shrink pictures, asked of all at once: some may have to start."""
+        """How these observers shrink pictures; asked side by side, since some may have to start."""
         asked = {kind: self._served[kind].handle.shrink.remote() for kind in kinds}
         return {
             kind: _answered(answer, self._served[kind].config.timeout_s)
@@ -106,7 +106,7 @@ class ServedObservers:
 
 
 class _Flight:
-    """The requests in flight: each waits in a thread for its answer, or for its repetition."""
+    """The requests in flight; each waits in a thread for its answer, or to be sent again."""
 
     def __init__(self, served: dict[Kind, Served]) -> None:
         self._served = served
@@ -118,7 +118,7 @@ class _Flight:
         self._waiting: dict[Future[list[Observation]], tuple[Kind, int, Parcel]] = {}
 
     def make_room_for(self, group: Group) -> Iterator[Observation]:
-        """The answers that come until the group's pictures may be sent."""
+        """Yield the answers that come until the group's pictures may be sent."""
         while not self._has_room_for(group):
             yield from self._next_answers()
 
@@ -132,12 +132,12 @@ class _Flight:
                 self._waiting[job] = (kind, len(part), parcel)
 
     def land(self) -> Iterator[Observation]:
-        """All answers that are still to come."""
+        """Yield all answers that are still to come."""
         while self._waiting:
             yield from self._next_answers()
 
     def close(self) -> None:
-        """Send nothing more; what is on its way is given up."""
+        """Send nothing more, and give up what is on its way."""
         self._ended.set()
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
@@ -191,7 +191,7 @@ def _asked_once(served: Served, parcel: Parcel, asked: Asked) -> list[Observatio
 
 
 def _answered(answer: Any, timeout_s: float) -> Shrink | None:
-    """None as well when it got lost: the observer's own preparation does the same, only later."""
+    """The answer; None also when it got lost, since the observer then shrinks by itself."""
     try:
         shrink: Shrink | None = answer.result(timeout_s=timeout_s)
     except _lost_requests():

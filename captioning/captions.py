@@ -24,7 +24,7 @@ from captioning.store import Store
 
 CHARACTER = 4  # the category of names of known characters in a WD tagger's selected_tags.csv
 CAPTIONS_FILE = "captions.jsonl"
-# What each form of caption is made of.
+# The observations that each form of caption is made of.
 _NEEDED: dict[Form, tuple[Kind, ...]] = {
     "tags": ("tags",),
     "prose": ("prose",),
@@ -165,6 +165,6 @@ def _seen(store: Store, character: Character, image: Image) -> Seen:
 
 
 def _character_names(said: Observation) -> frozenset[str]:
-    """Those of its tags that name a known character, where the tagger tells."""
+    """Those of its tags that name a known character, if the tagger says which they are."""
     categories = said.categories or {}
     return frozenset(tag for tag, category in categories.items() if category == CHARACTER)

@@ -20,7 +20,7 @@ from captioning.rows import read_rows, write_rows
 from captioning.store import Store
 
 DECISIONS_FILE, OVERRIDES_FILE = "decisions.jsonl", "overrides.jsonl"
-BY_HAND = "BYHAND"  # the code of a decision that no finding led to
+BY_HAND = "BYHAND"  # the code of a decision without a finding
 MIN_HASH_DIGITS = 8  # of a sha256 that stands for an image
 SHOWN_FINDINGS = 5  # in the error that stops freezing
 

@@ -40,7 +40,7 @@ class PictureFacts:
 def decode(data: bytes, at_least_px: int | None = None) -> tuple[Pillow.Image, str]:
     """The upright RGB picture and its format (`PNG`, `JPEG`, ...); raises PictureError.
 
-    Of an animation the first frame. EXIF rotation is applied, transparency is laid on white,
+    An animation gives its first frame. EXIF rotation is applied, transparency is laid on white,
     16-bit greyscale is scaled to 8 bits. With `at_least_px` a JPEG may come at a half, a quarter
     or an eighth of its size, its short side never below that (nor enlarged): the decoder then
     leaves out the frequencies that would be thrown away, several times faster.

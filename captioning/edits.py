@@ -50,7 +50,7 @@ class Edit(BaseModel):
 
 @dataclass(frozen=True)
 class Corrections:
-    """What holds for one image after all its edits; tags are in their plain spelling."""
+    """The sum of all edits of one image; tags are in their plain spelling."""
 
     added: tuple[str, ...] = ()
     removed: frozenset[str] = frozenset()
@@ -63,7 +63,7 @@ NONE = Corrections()
 
 
 def corrections(edits: Iterable[Edit]) -> dict[str, Corrections]:
-    """What the edits amount to, by sha256; `edits` are oldest first."""
+    """The sum of each image's edits, by sha256; `edits` are oldest first."""
     tags: dict[str, dict[str, Action]] = {}
     weights: dict[str, dict[str, float]] = {}
     texts: dict[tuple[str, Action], str] = {}
@@ -97,7 +97,7 @@ def load_edits(store: Store, name: str) -> list[Edit]:
 
 
 def load_corrections(store: Store, name: str) -> dict[str, Corrections]:
-    """What the edits of the character amount to, by sha256."""
+    """The sum of each image's edits, by sha256, for all edits of the character."""
     return corrections(load_edits(store, name))
 
 

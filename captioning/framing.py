@@ -1,7 +1,7 @@
 """Framing and direction of the subject, read from a picture's tags.
 
-Tag scores in, one word or None out. A tagger that knows none of these tags says nothing about
-framing, and neither do we: None is "not observable", not "no".
+Tag scores in, one word or None out. With a tagger that knows none of these tags the
+answer is None, which means "not observable" and not "no".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Word = TypeVar("Word", bound=str)
 # The default threshold for general tags in kohya's tagger script and most tools after it.
 ACCEPTED = 0.35
 
-# Danbooru's own definitions: `portrait` is head and shoulders, `upper body` ends at the navel,
-# `cowboy shot` at the thighs. `far view` is the shipped starter tagger's word.
+# These are Danbooru's own definitions: `portrait` is head and shoulders, `upper body` ends at the
+# navel, `cowboy shot` at the thighs. `far view` is the shipped starter tagger's word.
 _FRAMINGS: dict[str, Framing] = {
     "close-up": "close-up",
     "close up": "close-up",

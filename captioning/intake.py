@@ -179,8 +179,9 @@ def read_image(store: Store, image: Image) -> bytes:
 def load_imported(store: Store, name: str) -> dict[str, ImportedCaption]:
     """The caption that came with each image, by sha256, for those that have one.
 
-    Of several the closest to the picture counts (see `sidecars.PRECEDENCE`), then the newest; all
-    are kept in the character's imported.jsonl. Raises UserError when the character is unknown.
+    If there are several, the closest to the picture counts (see `sidecars.PRECEDENCE`), then the
+    newest; all are kept in the character's imported.jsonl. Raises UserError when the character is
+    unknown.
     """
     load_character(store, name)
     rows = read_rows(folder(store, name) / IMPORTED_FILE)
@@ -191,7 +192,7 @@ def load_imported(store: Store, name: str) -> dict[str, ImportedCaption]:
 
 
 class _Journal:
-    """What an intake under way has decoded, so that one that was killed can go on.
+    """The pictures that a running intake has decoded, so that a killed one can go on.
 
     One row is appended per picture; a row that was torn in the middle is passed over. The folder
     appears with the first row.
@@ -233,7 +234,7 @@ class _Journal:
         self._rows[image.sha256] = asdict(image)
 
     def forget(self) -> None:
-        """All of it is recorded."""
+        """Remove the journal, since all of it is recorded."""
         self._path.unlink(missing_ok=True)
 
 
@@ -277,7 +278,7 @@ def _nothing(given: list[Path], skipped: list[Skipped]) -> UserError:
 
 
 def checked_image(data: bytes, sha256: str, source: str) -> Image:
-    """What the bytes are, decoded whole; PictureError when damaged or smaller than a base's."""
+    """The facts of a picture, decoded whole; PictureError when damaged or too small for a base."""
     facts = inspect(data)
     if min(facts.width, facts.height) < MIN_SIDE_PX:
         raise PictureError(f"{facts.width}×{facts.height} px is smaller than {MIN_SIDE_PX} px")

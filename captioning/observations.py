@@ -28,7 +28,7 @@ SHOWN_FAILURES = 5  # in the error after a run in which pictures failed
 
 
 class Quality(BaseModel):
-    """What pixels alone say; every figure is of the upright picture on white."""
+    """The figures that pixels alone give; each is measured on the upright picture on white."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,7 +87,7 @@ class ObservationsFailed(UserError):
 
 
 class ObserverClient(Protocol):
-    """What answers: the models behind Ray Serve, or anything else with the same two methods."""
+    """What answers the requests: models behind Ray Serve, or anything with the same two methods."""
 
     def models(self) -> dict[Kind, tuple[str, str]]:
         """(id, revision) of the model for each kind."""

@@ -118,13 +118,13 @@ class EmbedderConfig(Serving):
 
 
 class QualityConfig(Serving):
-    """What pixels alone say; no model."""
+    """Figures that pixels alone give, without a model."""
 
     type: Literal["quality"] = "quality"
 
 
 class SubjectConfig(Serving):
-    """One box around what stands out; no model."""
+    """One box around what stands out, without a model."""
 
     type: Literal["subject"] = "subject"
 

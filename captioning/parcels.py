@@ -63,7 +63,7 @@ class Group:
 
     @property
     def bytes(self) -> int:
-        """Of all sizes."""
+        """The bytes of the group's pictures in all sizes."""
         return sum(parcel.bytes for parcel in self.parcels.values())
 
     def add(self, sha256: str, shrinks: Shrinks, sizes: Sizes) -> None:
@@ -78,7 +78,7 @@ class Group:
             asked.append((rows[shrink], sha256))
 
     def sealed(self) -> Group:
-        """The same, its pictures in the object store."""
+        """The same group with its pictures in the object store."""
         for parcel in self.parcels.values():
             parcel.seal()
         return self
@@ -146,7 +146,7 @@ def _sizes(
     made: Sizes = {}
     sizes: Sizes = {}
     for shrink in shrinks:
-        # A strip or a tiny picture would grow: its observer does that itself.
+        # A strip or a tiny picture would grow here; its observer enlarges it by itself.
         how = shrink.on(picture) if shrink and shrink.makes_smaller(picture) else None
         if how not in made:
             made[how] = pixels_of(how(picture) if how else picture)

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-CELL_BYTES = 4  # of a pixel as Pillow keeps it
+CELL_BYTES = 4  # the bytes of a pixel in Pillow's memory
 
 
 def pixels_of(picture: Image.Image) -> np.ndarray:
     """An RGB picture's own memory, (H, W, 4) uint8, not to be written to.
 
-    A copy of it where it lies in pieces, as Pillow keeps pictures of more than 16 MB.
+    It is a copy where the memory lies in pieces, as Pillow keeps pictures of more than 16 MB.
     """
     shape = picture.height, picture.width, CELL_BYTES
     try:

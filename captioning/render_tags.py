@@ -18,7 +18,7 @@ from captioning.rules import Fixed, Replace
 
 MIN_PICTURES_FOR_INTRINSIC = 4  # a tag on all of three pictures proves little
 BY_HAND = 2.0  # the rank of a tag that a person set; models give at most 1
-ALWAYS = 3.0  # of a fixed tag
+ALWAYS = 3.0  # the rank of a fixed tag
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Ready:
         return "" if plain == self.class_word else plain
 
     def names(self, tags: Iterable[str]) -> frozenset[str]:
-        """Their canonical names."""
+        """The canonical names of several tags."""
         return frozenset(map(self.name, tags)) - {""}
 
     def canonical(self, plain: str) -> str:
@@ -283,7 +283,7 @@ def _drop_traits(
 
 
 def _keep_best(scores: dict[str, float], removed: list[Removed], ready: Ready) -> None:
-    """Of tags that exclude one another leave the best (equal scores: by name), and what people set.
+    """Keep the best of tags that exclude one another, by name if equal, and all that people set.
 
     Works through the groups in the order of lexicon/words.yaml, then the character's own.
     """

@@ -36,7 +36,7 @@ REVIEWS_FILE = "reviews.jsonl"
 State = Literal["open", "approved", "rejected"]
 # Under this many pictures all are read: a sample of 20 % would say next to nothing.
 READ_ALL_BELOW = 50
-SAMPLE_SHARE = 0.2  # the guides' spot check
+SAMPLED_ONE_IN = 5  # 20 %, the guides' spot check
 CONFIDENCE = 0.95
 # What a finding adds to a caption's risk: any block before all warnings, any warning before notes.
 RISK = {"block": 100.0, "warn": 10.0, "info": 1.0}
@@ -45,7 +45,7 @@ COLUMNS = ("picture", "risk", "why", "caption", "state", "note", "sha256", "row"
 
 
 class Review(BaseModel):
-    """What a person said about one caption; the newest about an image holds."""
+    """A person's verdict about one caption; the newest about an image holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,7 +102,7 @@ class Conflict(BaseModel):
 
 
 class ImportedReviews(BaseModel):
-    """What came of a table: reviews and edits that were taken, and rows that were not."""
+    """The result of a table: reviews and edits that were taken, and rows that were not."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -184,7 +184,7 @@ def draw_sample(items: list[Item], seed: int = 0) -> list[str]:
         strata[item.stratum].append(item.image)
     drawn: set[str] = set()
     for name, members in sorted(strata.items()):
-        count = max(1, -(-len(members) * 2 // 10))  # 20 %, rounded up
+        count = -(-len(members) // SAMPLED_ONE_IN)  # rounded up, so at least one
         drawn |= set(random.Random(f"{seed} {name}").sample(sorted(members), count))
     return [item.image for item in items if item.image in drawn]
 
@@ -219,7 +219,7 @@ def to_table(queue: Queue) -> bytes:
 
 
 def row_hash(item: Item) -> str:
-    """What stands for the row as it was exported: its caption and what was said of it."""
+    """A hash of the row as it was exported: its caption and its review."""
     text = "\0".join((item.image, item.caption, item.state, item.note))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -281,7 +281,7 @@ def _entry(row: object, keys: tuple[str, ...]) -> str:
 
 
 def _whole(text: str) -> str:
-    """Half characters, which JSON can spell and UTF-8 cannot, become question marks."""
+    """Replace half characters, which JSON can spell and UTF-8 cannot, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What a person gave, folders, files and ZIP archives, as one list of files that can be read.
+"""Lists all readable files of the folders, files and ZIP archives that a person gave.
 
 Paths in, files out, each with a name that people know it by. Everything is only read: nothing is
 unpacked to disk, and no link is followed out of a folder.
@@ -121,7 +121,7 @@ _GIVE = "give the folder that holds the pictures, a ZIP file, or the pictures th
 
 
 def _prefixes(paths: list[Path]) -> dict[Path, str]:
-    """What the labels of each path begin with: as many last parts of it as tell them apart."""
+    """The beginning of each path's labels: as many of its last parts as tell the paths apart."""
     if len(paths) == 1:
         return {paths[0]: ""}
     parts = {path: path.resolve().parts for path in paths}

@@ -19,7 +19,7 @@ from captioning.decode import PictureError
 from captioning.errors import UserError
 
 MIB = 1024 * 1024
-READ_BYTES = MIB  # of a member at a time
+READ_BYTES = MIB  # the bytes of a member that are read at a time
 # Files that systems add by themselves; nobody put them in on purpose.
 SYSTEM_FOLDER = "__MACOSX"
 SHOWN_NAME = 120  # characters of a member's name in a message
@@ -32,7 +32,7 @@ class UnpackLimits:
     # Four times the largest folder (5,000 pictures) that the farm is built for, with a caption
     # file beside each picture.
     members: int = 40_000
-    # One picture; the same bound as for a file in a folder (`intake.MAX_FILE_BYTES`).
+    # One picture; the same bound as for a file in a folder (`sources.MAX_FILE_BYTES`).
     member_bytes: int = 256 * MIB
     # All members together once unpacked: 5,000 pictures of 6 MB.
     total_bytes: int = 30 * 1024 * MIB
@@ -130,7 +130,7 @@ def _members(path: Path, infos: list[zipfile.ZipInfo], limits: UnpackLimits) -> 
 
 
 def _folded(name: str) -> str:
-    """What stands for one file on the file systems that know neither case nor accents' forms."""
+    """The name as file systems see it that know neither case nor the forms of accents."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

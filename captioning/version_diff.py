@@ -38,7 +38,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class VersionDiff:
-    """All that differs; empty in every field when the versions are equal."""
+    """All differences; every field is empty when the versions are equal."""
 
     before: str
     after: str

@@ -56,7 +56,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ModelUsed:
-    """A model whose observations the captions were made of."""
+    """A model on whose observations the captions are based."""
 
     kind: Kind
     model: str

@@ -5,8 +5,8 @@ between them stays as it is (diffusers calls this regional compilation). A `Base
 changed in it out.
 
 A compiler is not believed: generated code has given wrong gradients without a word (torch 2.13 on
-CPUs, for one sample with a transposed layout, by 4 %). So the steps after something was compiled
-are computed again as they are written, and compared.
+CPUs, for one sample with a transposed layout, by 4 %). So the first steps of every
+new program are computed again without it, and the gradients are compared.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from training.families.compiled_blocks import (
 from training.pack.bank import AdapterBank
 from training.pack.layer import BankLinear
 
-# Programs of one kind of block: for every width of it, and every number of trials in a pack as
-# those that are finished leave it. PyTorch stops at 8 and goes on uncompiled.
+# How many programs one kind of block may have: one for every width of the block and every number
+# of trials in the pack, which falls as trials finish. PyTorch stops at 8 and goes on uncompiled.
 MOST_PROGRAMS = 64
-# By which share of its length a part of a slot's gradient may differ: orders of adding up are
-# others, and half types round between two operations where a fused program does not.
+# By which share of its length a part of a slot's gradient may differ. A compiled program adds up in
+# another order, and half types round between two operations where a fused program does not.
 TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
 
-#: Has the layers add up a step's gradients: the losses, and what was said if memory ran out.
+#: Lets the layers add up a step's gradients; returns the losses and, if memory ran out, the error's
+#: first words.
 AddUp = Callable[[], tuple[Tensor, str | None]]
 
 
@@ -52,7 +53,8 @@ def compile_blocks(
     sizes at once, which takes longer than for one. Raises UserError where nothing can be compiled.
     """
     try_compiler(base.device, backend)
-    # Gradients are added up in the bank's rows, which lie apart: no harm where none are copied.
+    # The gradients' layout differs because they are views of the bank's rows. The warning is about
+    # copies, and none are made here.
     warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
     torch._dynamo.config.recompile_limit = MOST_PROGRAMS
     blocks = repeated_blocks(base.denoiser)
@@ -113,9 +115,10 @@ def add_up_checked(
 
 
 def _difference(bank: AdapterBank, found: Tensor) -> float | None:
-    """The largest of all slots and parts, of their length in the bank; None if all overflowed.
+    """The largest difference of a part of a slot's gradient, as a share of its length in the bank.
 
-    Infinite where `found` is not finite and the bank's is.  # (K, P)
+    Infinite where `found` is not finite and the bank's gradient is; None if all of them overflowed.
+    # (K, P)
     """
     largest: float | None = None
     for slot, row in enumerate(bank.grads):

@@ -1,7 +1,7 @@
-"""The recipes of an adapter of nested ranks, cut at each of them.
+"""The recipes of the smaller adapters that are cut out of an adapter with nested ranks.
 
-The recipe of the whole run in, those of its cuts out. `training.nested` cuts the weights. Nothing
-here imports torch.
+The recipe of the whole run in, the recipes of its cuts out. `training.nested` cuts the weights.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from training.recipe import Network, Recipe
 
 
 def cut_recipes(recipe: Recipe) -> tuple[Recipe, ...]:
-    """What names the cuts of a run, by rising rank; none where there are no nested ranks.
+    """The recipes that name the cuts of a run, by rising rank; empty without nested ranks.
 
-    Its rank and alpha are the cut's; `network.nested_ranks` still says what it is cut from.
+    Rank and alpha are the cut's; `network.nested_ranks` still says what it is cut from.
     """
     ranks = recipe.network.nested_ranks or ()
     return tuple(

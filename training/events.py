@@ -62,7 +62,7 @@ class TrialStarted:
     """A trial begins, or goes on from its last checkpoint."""
 
     trial: str
-    step: int  # of that checkpoint; 0 at the beginning
+    step: int  # the step of that checkpoint; 0 at the beginning
     steps: int  # in all
     kind: Literal["trial_started"] = "trial_started"
 
@@ -100,12 +100,12 @@ class StepTaken:
 @_strict
 @dataclass(frozen=True)
 class PackMeasured:
-    """What the trials of a pack and their base hold in memory; once of every pack."""
+    """What the trials of a pack and their base hold in memory; once for every pack."""
 
     trials: tuple[str, ...]
-    slot_bytes: tuple[int, ...]  # of each trial: weights, gradients, the optimiser's state
-    base_bytes: int  # of the frozen denoiser in this worker
-    text_encoder_bytes: int  # of those that stay in memory for their adapters; else 0
+    slot_bytes: tuple[int, ...]  # each trial's weights, gradients and optimiser state
+    base_bytes: int  # the frozen denoiser in this worker
+    text_encoder_bytes: int  # text encoders that stay in memory for adapters; else 0
     kind: Literal["pack_measured"] = "pack_measured"
 
 
@@ -114,7 +114,7 @@ class PackMeasured:
 class CompiledChecked:
     """A step of compiled blocks was computed again uncompiled, and the gradients compared."""
 
-    difference: float | None  # the largest share of its length by which a part differs
+    difference: float | None  # the largest, as a share of a part's length
     kept: bool  # False: the base goes on uncompiled
     error: str | None  # why nothing could be compiled
     kind: Literal["compiled_checked"] = "compiled_checked"
@@ -128,7 +128,7 @@ class MemorySplit:
     trials: tuple[str, ...]
     effective_batch_size: int
     effective_accumulation: int
-    found: str  # what was said of the lack
+    found: str  # the first words of the error
     kind: Literal["memory_split"] = "memory_split"
 
 
@@ -151,7 +151,7 @@ class CheckpointScored:
     trial: str
     step: int
     score: Score
-    seconds: float  # that the scoring took
+    seconds: float  # how long the scoring took
     kind: Literal["checkpoint_scored"] = "checkpoint_scored"
 
 
@@ -187,7 +187,7 @@ class TrialStopped:
 @_strict
 @dataclass(frozen=True)
 class Stopping:
-    """The driver was asked to stop; the workers end what they are at."""
+    """The driver was asked to stop; the workers finish the step or pictures at work."""
 
     kind: Literal["stopping"] = "stopping"
 

@@ -1,4 +1,4 @@
-"""What is known of a base model's family without its networks.
+"""The facts about base model families that need no networks.
 
 A family's name in, its facts out. This is all that recipes, sweeps' plans and reports need of a
 family; its networks are in `training.families`. Imports no torch.

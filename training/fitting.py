@@ -11,7 +11,7 @@ from captioning import UserError, parse_config
 from training.family_facts import FAMILY_FACTS
 from training.recipe import CONV_PRESET, Recipe
 
-# Recipe fields that only flow models have, and such as only diffusions have.
+# Recipe fields that only flow models have, and fields that only diffusions have.
 FLOW_FIELDS = ("timestep_shift",)
 DIFFUSION_FIELDS = ("min_snr_gamma",)
 
@@ -69,7 +69,7 @@ def fit_recipe(recipe: Recipe, family: str, source: str) -> Recipe:
 
 
 def usual_recipes() -> dict[str, Recipe]:
-    """By family, what a recipe that says nothing is on a base of it."""
+    """For every family, the recipe that an empty recipe becomes on a base of it."""
     return {family: fit_recipe(Recipe(), family, "recipe") for family in FAMILY_FACTS}
 
 

@@ -1,7 +1,7 @@
 """The gradients of one step of a pack: forward and backward, in micro-batches, over the workers.
 
-A pack at a step in; gradients in its bank and the slots' losses out. Nothing is changed by them
-here: that is `training.loop`'s.
+A pack at a step in; gradients in its bank and the slots' losses out. `training.loop` takes the
+steps; nothing is changed by the gradients here.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ def add_up_gradients(
     workers: Workers,
     step_samples: int,
 ) -> tuple[Tensor, str | None]:
-    """Forward and backward of a step, in the micro-batches of `split`; mean losses.  # (K,)
+    """Compute a step forward and backward in the micro-batches of `split`; mean losses.  # (K,)
 
-    With them what was said if memory ran out on the way; the gradients are then of no use.
+    If memory ran out on the way, the error's first words are returned beside the losses, and the
+    gradients are of no use.
     """
     base, bank, slots = pack.base, pack.bank, pack.slots
     losses = torch.zeros(len(slots), device=base.device)
-    # Of one worker, in micro-batches; not a whole number where they cannot be dealt out evenly.
+    # How many micro-batches a worker has on average; not a whole number where the samples cannot be
+    # dealt out evenly.
     mean_share = step_samples / (split.batch_size * workers.world_size)
     try:
         for micro_step in range(split.accumulation):
             places = places_of(split, micro_step, workers.rank, workers.world_size)
             is_spare = places.start >= step_samples
-            if is_spare:  # computed all the same: a shared base needs every worker in every pass
+            # A spare pass is computed all the same: a shared base needs every worker in every pass.
+            if is_spare:
                 places = range(split.batch_size)
             batches, of_class = [], []
             for slot in slots:
                 counters = slot.step, places, step_samples, base.objective
                 batches.append(draw_batch(slot.recipe, slot.trial.cache, *counters))
-                if (cache := slot.trial.class_cache) is not None:  # of all slots, or of none
+                # Either all slots have class pictures, or none has.
+                if (cache := slot.trial.class_cache) is not None:
                     of_class.append(draw_batch(slot.recipe, cache, *counters, CLASS_STREAM))
             # Slots whose buckets differ in shape compute one after the other, on every worker in
             # the same order.
@@ -79,9 +83,10 @@ def add_up_gradients(
 def average(
     grads: Tensor, losses: Tensor, stopping: bool, is_lacking: bool, world_size: int
 ) -> tuple[Tensor, bool, bool]:
-    """Mean gradients, in place, and losses over the workers.
+    """Average the gradients over the workers, in place, and the losses.
 
-    Any worker's stop is all's, and so is its lack of memory: gradients are of no use then. Scaled
+    When one worker is to stop, or ran out of memory, all of them are told so; after a lack of
+    memory the gradients are of no use. Scaled
     fp16 gradients of a slot that overflowed on one worker are infinite on all, so all skip that
     slot's step.
     """

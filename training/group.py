@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from captioning import write_atomic
 
-# The other workers wait this long while rank 0 encodes or scores; that rank 0 died is noticed by
-# Ray, not by this limit.
+# The other workers wait at most this long while rank 0 encodes or scores. If rank 0 dies, Ray
+# notices it; this limit is not for that.
 LONGEST_WAIT = timedelta(days=1)
 
 T = TypeVar("T")
@@ -46,13 +46,14 @@ class Group:
         """With more than one worker the default process group must be there already."""
         self.rank = rank
         self.world_size = world_size
-        # A process group of its own: its waits are long, while a lost gradient must show soon.
+        # These waits are long, while a lost gradient must show soon: so they have a process group
+        # of their own.
         self._waiting_room = (
             dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if world_size > 1 else None
         )
 
     def rank_0_says(self, say: Callable[[], T]) -> T:
-        """`say()` computed on rank 0 and given to every rank; the others wait for it."""
+        """Compute `say()` on rank 0 and give its value to every rank; the others wait for it."""
         if self.world_size == 1:
             return say()
         box: list[Any] = [say() if self.rank == 0 else None]
@@ -60,7 +61,7 @@ class Group:
         return box[0]
 
     def all_say(self, word: T) -> list[T]:
-        """The word of every rank, given to every rank."""
+        """Give the `word` of every rank to every rank, in the order of the ranks."""
         if self.world_size == 1:
             return [word]
         said: list[Any] = [None] * self.world_size
@@ -68,7 +69,7 @@ class Group:
         return said
 
     def to_rank_0(self, source: int, make: Callable[[], T]) -> T | None:
-        """`make()` computed on rank `source` and given to rank 0; None on the others."""
+        """Compute `make()` on rank `source` and give its value to rank 0; None on the others."""
         if self.rank == source:
             made = make()
             if source == 0:
@@ -103,7 +104,7 @@ class Ledger:
             self._deaths[saved["phase"]] = self.deaths(saved["phase"]) + 1
 
     def enter(self, phase: str) -> None:
-        """From here on a death counts for `phase`: the setup, or a trial's id."""
+        """Count a death from here on for `phase`: the setup, or the ids of a pack's trials."""
         content = {"phase": phase, "deaths": self._deaths}
         write_atomic(self._path, json.dumps(content).encode())
 

@@ -34,7 +34,7 @@ from training.pack.adapters import detach
 from training.pack.pack import Pack, form_pack
 from training.pack.saving import keep_checkpoints
 from training.pack.slot import Slot, Trial
-from training.pack.waiting import Waiting
+from training.pack.waiting import WaitingTrials
 from training.precision import resolve_precision
 from training.recipe import Recipe
 from training.schedule import learning_rate
@@ -131,7 +131,7 @@ def train_pack(
     """
     if compiled is None and is_compiled(base.denoiser):
         raise ValueError("the base is compiled: give what compile_blocks returned, to be checked")
-    waiting = Waiting(trials, workers.rank)
+    waiting = WaitingTrials(trials, workers.rank)
     done = waiting.done
     if not waiting:
         return done
@@ -172,7 +172,7 @@ class _Run:
     callbacks: Callbacks
     workers: Workers
     compiled: CompiledBlocks | None
-    step_samples: int
+    step_samples: int  # of each trial, over all workers
     precision: str
     micro_batches: MicroBatches
     done: dict[str, int]  # the last step of every trial that has not failed
@@ -183,7 +183,7 @@ class _Run:
 
         Returns the slots that leave, and whether somebody asked to stop.
         """
-        # With several workers only errors that all of them meet may be survived by all of them.
+        # With several workers, a trial's error may only be survived if all workers meet it.
         survivable = Exception if self.workers.world_size == 1 else UserError
         while True:
             started = time.perf_counter()
@@ -235,7 +235,7 @@ class _Run:
         return losses, stopping
 
     def _take_steps(self, pack: Pack, losses: Tensor) -> tuple[dict[Slot, _Taken], list[Slot]]:
-        """Take the optimisers' steps; what each came to, and the slots that have failed."""
+        """Take the optimisers' steps; returns what each came to, and the slots that have failed."""
         bank, slots = pack.bank, pack.slots
         for slot in slots:
             slot.scaler.unscale_(slot.optimizer)
@@ -262,7 +262,7 @@ class _Run:
         return taken, gone
 
     def _write_down(self, pack: Pack, taken: dict[Slot, _Taken], started: float) -> None:
-        """Rank 0: the steps' rows in the trials' folders, and their events."""
+        """On rank 0, add the steps' rows to the trials' folders and send their events."""
         seconds, slots = time.perf_counter() - started, len(pack.slots)
         rate = self.step_samples / seconds
         device = self.base.device
@@ -322,7 +322,7 @@ def _bare_afterwards(base: Base) -> Iterator[None]:
 
 @contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """Bit-equal repeats on a CPU, where they cost nothing; a GPU keeps its fast kernels."""
+    """Make repeats bit-equal on a CPU, where that costs nothing; a GPU keeps its fast kernels."""
     if device.type != "cpu":
         yield
         return

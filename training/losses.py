@@ -1,4 +1,4 @@
-"""The loss of a pack's samples: what is asked of the denoiser, and how far its answers are off.
+"""The losses of a pack's samples: how far the denoiser's predictions are from their targets.
 
 A base with a bank on it, slots and their batches in, one weighted loss per sample out.
 """
@@ -28,9 +28,9 @@ def pack_losses(
 
     `slots` are those that act in the bank, in its order; all batches are of one shape.
 
-    `class_batches`: as many class pictures of every slot, computed in the same forward pass. Their
-    squared error times `prior_weight` is added as diffusers' `--with_prior_preservation` does: the
-    loss weighting, masks and pseudo-Huber loss are the character's pictures' alone.
+    `class_batches` are as many class pictures for every slot, computed in the same forward pass.
+    Their squared error times `prior_weight` is added, as by diffusers' `--with_prior_preservation`:
+    loss weighting, masks and pseudo-Huber loss apply to the character's pictures alone.
 
     # (K, B)
     """
@@ -79,9 +79,9 @@ def pack_losses(
 def _said_by_adapters(
     base: Base, conditions: Mapping[str, Tensor], captions: Sequence[str]
 ) -> dict[str, Tensor]:
-    """`conditions` with what the text encoders make of the captions with their adapters on them.
+    """`conditions` with the captions encoded anew by text encoders that have adapters on them.
 
-    As they are where the encoders have none: the bare encoders' words are in the cache.
+    Where the encoders have none, `conditions` stay as they are: the cache has them already.
     """
     said = base.encode_prompts(list(captions)) if base.text_is_adapted else {}
     return {**conditions, **said}
@@ -104,11 +104,12 @@ def _prior_losses(
     conditions: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
 ) -> Tensor:
-    """How far the adapters moved what the base itself answers to the caption without the trigger.
+    """How far the adapters changed the base's prediction for the caption without the trigger.
 
-    The prior preservation of DreamBooth (Ruiz et al. 2023, eq. 2) with the frozen base as teacher,
-    as OneTrainer's prior prediction: no class pictures have to be made. `conditions` are the bare
-    base's of that caption, `own` those of the adapters.  # (K*B,)
+    This is the prior preservation of DreamBooth (Ruiz et al. 2023, eq. 2) with the frozen base as
+    the teacher, like OneTrainer's prior prediction: no class pictures have to be made.
+    `conditions` encode that caption with the bare text encoders, `own` with their adapters.
+    # (K*B,)
     """
     with torch.no_grad(), bank.off():
         target = base.predict(noisy, timesteps, conditions)
@@ -119,7 +120,7 @@ def _prior_losses(
 def _pixel_weights(
     slots: Sequence[Slot], batches: Sequence[Batch], device: torch.device
 ) -> Tensor | None:
-    """What every latent cell counts for, if any trial leaves parts of pictures out.
+    """The weight of every latent cell in the loss; None if no trial masks parts of pictures.
 
     # (K*B, 1, h, w)
     """

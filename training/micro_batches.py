@@ -1,4 +1,4 @@
-"""Smaller micro-batches for a pack that ran out of memory: the same samples, draws and step.
+"""Smaller micro-batches for a pack that ran out of memory, with the same samples and draws.
 
 A recipe in, the same recipe with fewer samples in a micro-batch and more micro-batches out, and
 what a trial's folder keeps of that. The maths is not touched: samples and their random numbers are
@@ -28,7 +28,7 @@ class MicroBatches:
     """How the samples of a step are split, in one run of a pack."""
 
     def __init__(self, recipe: Recipe, trial_dirs: Sequence[Path]) -> None:
-        """As `recipe` says, or as small as any of the trials has come down to before."""
+        """Start as `recipe` says, or as small as any of the trials had to become before."""
         self._planned_size = recipe.batch_size
         sizes = [size for size in map(_kept_size, trial_dirs) if size]
         fitting = [size for size in sizes if recipe.batch_size % size == 0]
@@ -36,12 +36,12 @@ class MicroBatches:
         self.recipe = _with_batch_size(recipe, min(fitting, default=recipe.batch_size))
         self._is_smaller = False
         self._found = "it did in an earlier run of a trial of the pack"
-        # Trials whose folders say already what they are computed with.
+        # The trials whose folders say already how they are split.
         kept = zip(map(_kept_size, trial_dirs), trial_dirs, strict=True)
         self._told = {folder.name for size, folder in kept if size == self.recipe.batch_size}
 
     def shrink(self, found: str, pack: Pack) -> None:
-        """Halve the micro-batches, once, and make room; `found` is what was said of the lack.
+        """Halve the micro-batches, once, and make room; `found` is the error's first words.
 
         An odd size is divided by its smallest factor, so that every micro-batch has as many
         samples. Raises OutOfMemory the second time, and when they hold a single sample.
@@ -62,10 +62,10 @@ class MicroBatches:
         free_cached(pack.base.device)
 
     def untold(self, pack: Pack) -> list[Slot]:
-        """Slots in smaller micro-batches than planned, whose folders do not say so yet.
+        """The slots in smaller micro-batches than planned whose folders do not say so yet.
 
-        Those of a pack that ran out of memory, and of trials that took a slot in it later; to be
-        asked when a step has fitted, and answered once.
+        They are the slots of a pack that ran out of memory, and of trials that joined it later. To
+        be asked when a step has fitted; each slot is returned once.
         """
         if self.recipe.batch_size == self._planned_size:
             return []

@@ -1,8 +1,8 @@
-"""An adapter of nested ranks, cut at each of them: an ordinary checkpoint of the smaller rank.
+"""Cuts an adapter with nested ranks at each of them: every cut is an ordinary, smaller checkpoint.
 
-A checkpoint of the whole run in, that of a cut out; `training.cuts` has the recipes of both. The
-whole adapter's scale is kept (alpha/rank of the whole), so what is cut is what a step at that rank
-has trained, number for number; DyLoRA (Valipour et al. 2022) and Matryoshka representations
+A checkpoint of the whole run in, the checkpoint of a cut out; `training.cuts` has the recipes of
+both. A cut keeps the scale of the whole adapter (its alpha/rank), so it has exactly the numbers
+that steps at its rank have trained. DyLoRA (Valipour et al. 2022) and Matryoshka representations
 (Kusupati et al. 2022) are the models. A cut is never trained on its own.
 """
 
@@ -31,11 +31,11 @@ def cut_adapter(adapter: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 
 def write_cut(whole: Checkpoint, cut_dir: Path, recipe: Recipe) -> Checkpoint:
-    """The checkpoint cut as `recipe`, one of `cut_recipes`, says, in `cut_dir/step-NNNNNN/`.
+    """Write the checkpoint, cut as `recipe` (one of `cut_recipes`) says, to `cut_dir/step-NNNNNN/`.
 
     Raises OSError (a full disk) and leaves nothing.
     """
     contents = load_checkpoint(whole.path)
     adapter = cut_adapter(contents.adapter, recipe.network.rank)
-    # No state: nobody goes on from a cut.
+    # There is no state, since no training goes on from a cut.
     return save_checkpoint(cut_dir, whole.step, recipe, adapter, {}, contents.step_samples)

@@ -17,14 +17,14 @@ from torch import Tensor
 from training.recipe import Recipe
 from training.schedule import add_noise, min_snr_weights, training_target
 
-# Flow models are told the time as a share of this.
+# Flow models are given the time as a share of this.
 FLOW_TIMESTEPS = 1000
 
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 
 
 class Objective(ABC):
-    """How noise is put on latents, and what the denoiser should say of them."""
+    """How noise is put on latents, and what the denoiser should predict for them."""
 
     prediction_type: PredictionType
 
@@ -128,7 +128,7 @@ class FlowMatching(Objective):
         return noise - latents
 
     def weights(self, recipe: Recipe, timesteps: Tensor) -> Tensor:
-        """All 1: the density of the drawn times is the weighting (Esser et al. 2024, eq. 18)."""
+        """Every weight is 1: the density of the drawn times does it (Esser et al. 2024, eq. 18)."""
         if recipe.min_snr_gamma is not None:
             raise ValueError("min_snr_gamma belongs to diffusions: fit the recipe to the family")
         return torch.ones(timesteps.shape, device=timesteps.device)

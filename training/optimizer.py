@@ -27,13 +27,13 @@ _DECAY = "Decoupled weight decay."
 
 
 class _Options(Strict):
-    """What all optimisers have."""
+    """The settings that all optimisers have."""
 
     type: str
     lr: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
 
     library: ClassVar[str]  # the class that takes the steps
-    #: Numbers that it keeps for each weight, in parts of 4 bytes.
+    #: How many numbers of 4 bytes it keeps for each weight.
     state_size: ClassVar[float]
     one_lr: ClassVar[str | None] = None  # why some weights cannot have a learning rate of their own
 
@@ -96,7 +96,7 @@ class Adafactor(_LoraPlus):
 
     type: Literal["adafactor"] = Field("adafactor", description="Adafactor, at a fixed lr.")
     library: ClassVar[str] = "transformers.optimization.Adafactor"
-    state_size: ClassVar[float] = 0.0  # sums of rows and columns alone
+    state_size: ClassVar[float] = 0.0  # it keeps sums of rows and columns alone
     eps: float = Field(1e-30, gt=0, description="Added to the squared gradient.")
     clip_threshold: float = Field(1.0, gt=0, description="Largest RMS of a part's update.")
     decay_rate: float = Field(
@@ -180,7 +180,7 @@ def _type_of(value: Any) -> Any:
 
 _TYPES = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedulefree")
 
-#: Any of them; a mapping without `type` is an AdamW.
+#: Any optimiser; a mapping without `type` is an AdamW.
 Optimizer = Annotated[
     Annotated[AdamW, Tag("adamw")]
     | Annotated[AdamW8bit, Tag("adamw8bit")]

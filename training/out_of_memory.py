@@ -9,7 +9,8 @@ import gc
 
 import torch
 
-# What PyTorch's CPU allocator says (c10/core/impl/alloc_cpu.cpp), and C++ where it is not asked.
+# The words of PyTorch's CPU allocator (c10/core/impl/alloc_cpu.cpp), and those of C++ for memory
+# that does not come from it.
 _CPU_WORDS = ("DefaultCPUAllocator", "bad_alloc")
 # All that oneDNN says when it finds no memory for the code of a convolution.
 _ONEDNN_WORDS = "could not create a primitive"
@@ -26,12 +27,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_words(error: BaseException) -> str:
-    """What it says first: to be kept in its place, as the error holds on to what was allocated."""
+    """The first line of an error, to be kept in its place: the error itself keeps tensors alive."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def free_cached(device: torch.device) -> None:
-    """Give back the cached blocks of what failed, so that other sizes find room."""
+    """Give back the memory that the failed step has left in caches, so that other sizes fit."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ def resolve_precision(recipe: Recipe, device: torch.device, half: str) -> str:
 
 
 def base_dtype(recipe: Recipe, device: torch.device, half: str) -> torch.dtype:
-    """What the frozen base is held in: half precision on CUDA where the recipe allows it.
+    """The type that the frozen base is held in: half precision on CUDA where the recipe allows it.
 
     `half` is what the base's family means by `precision: auto`.
     """

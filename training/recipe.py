@@ -20,12 +20,12 @@ from training.strict import Strict
 TRIAL_ID_HEX_DIGITS = 12
 
 
-# What `network.targets` may say.
+# The presets of `network.targets`.
 CONV_PRESET = "attention+ff+conv"
 PRESETS = ("attention", "attention+ff", CONV_PRESET)
 REGEX = "regex:"
 
-# Settings that the first trials did not have, with the value that leaves all as it was.
+# Settings that the first trials did not have, with the values that change nothing.
 _ADDED_LATER = (
     ("network", "rank_stabilised", False),
     ("network", "init", "default"),
@@ -50,7 +50,7 @@ _ADDED_LATER = (
 
 
 class TextEncoder(Strict):
-    """The adapter on the text encoders: that of the denoiser but for these."""
+    """The adapter on the text encoders: it is like the denoiser's except for these settings."""
 
     rank: int | None = Field(
         None,
@@ -195,13 +195,13 @@ class Network(Strict):
         return self
 
     def of_kernels(self) -> Network:
-        """The same with the rank and alpha of convolutions of more than one cell."""
+        """The same network with the rank and alpha of convolutions over more than one cell."""
         rank = self.rank if self.conv_rank is None else self.conv_rank
         alpha = self.alpha if self.conv_alpha is None else self.conv_alpha
         return self.model_copy(update={"rank": rank, "alpha": alpha})
 
     def of_encoders(self) -> Network:
-        """The same with the rank and alpha of the text encoders."""
+        """The same network with the rank and alpha of the text encoders."""
         own = self.text_encoder or TextEncoder()
         rank = self.rank if own.rank is None else own.rank
         alpha = self.alpha if own.alpha is None else own.alpha
@@ -231,12 +231,12 @@ class Network(Strict):
 
     @property
     def stored_rank(self) -> int:
-        """The rank of the update in files: PiSSA's is that of B·A - B0·A0."""
+        """The rank of the update in files; with PiSSA the update is B·A - B0·A0."""
         return 2 * self.rank if self.init == "pissa" else self.rank
 
     @property
     def scale(self) -> float:
-        """What B·A is multiplied by."""
+        """The factor by which B·A is multiplied."""
         return self.effective_alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
 
@@ -474,7 +474,7 @@ class Recipe(Strict):
         data = self.model_dump(mode="json")
         data["network"]["alpha"] = self.network.effective_alpha
         if self.network.method == "lora" or self.network.dora_axis == "output":
-            # A LoRA has no axis; and output was the only one when the first trials were named.
+            # A LoRA has no axis, and `output` was the only axis when the first trials were named.
             del data["network"]["dora_axis"]
         if self.tag_orders == 1:
             del data["kept_tags"]
@@ -491,7 +491,7 @@ class Recipe(Strict):
                 "alpha": encoders.effective_alpha,
                 "lr": self.encoder_lr,
             }
-        # Left as they are these change nothing, and older trials keep their names.
+        # Settings at these values change nothing; without them older trials keep their ids.
         for part, key, usual in _ADDED_LATER:
             place = data[part] if part else data
             if key in place and place[key] == usual:

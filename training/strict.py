@@ -1,4 +1,4 @@
-"""The base of the config classes of training: strict, and never changed once parsed."""
+"""The base class of training's configs, which are strict and never change once parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory the steps of a pack take, and the pack itself: devices and tensors in, bytes out.
+"""How much memory a pack and its steps take: devices and tensors in, bytes out.
 
 Never prints: whoever wants to show it reads the events.
 """
@@ -37,7 +37,7 @@ def resident_bytes(device: torch.device) -> int | None:
 def peak_resident_bytes() -> int:
     """The most memory that this process has had resident so far.
 
-    From the kernel's mark of this program: `getrusage` hands on that of the parent on Linux.
+    On Linux it is read from /proc, since `getrusage` would start from the parent's peak.
     """
     status = Path("/proc/self/status")
     if not status.exists():  # macOS, which counts in bytes
@@ -65,12 +65,12 @@ def pack_measured(pack: Pack) -> PackMeasured:
 
 
 def base_bytes(base: Base) -> int:
-    """The frozen denoiser's in this worker, which all trials of a pack share."""
+    """The bytes of the frozen denoiser in this worker, which all trials of a pack share."""
     return _network_bytes(base.denoiser)
 
 
 def text_encoder_bytes(base: Base) -> int:
-    """Those of the text encoders that stay in memory for an adapter on them; 0 without."""
+    """The bytes of text encoders that stay in memory for an adapter on them; 0 without one."""
     encoders = base.loaded_text_encoders.values() if base.text_is_adapted else ()
     return sum(_network_bytes(encoder) for encoder in encoders)
 

@@ -15,7 +15,7 @@ from captioning.lexicon import lexicon
 
 # A median absolute deviation times this is the standard deviation of a normal distribution.
 MAD_TO_SIGMA = 1.4826
-# Of the set's pictures: the least on which a trait is accepted to count as the character's.
+# The least share of the set's pictures that must have a trait for it to count as the character's.
 SHARED_TRAIT = 0.5
 
 

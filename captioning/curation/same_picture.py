@@ -24,9 +24,9 @@ LEAST_KEPT = 0.70
 COARSE_STEP, FINE_STEP = 0.06, 0.012  # of the share of a side that a crop kept
 # Normalised cross-correlation at 24 px under which nothing is worth a closer look.
 WORTH_REFINING = 0.85
-# What a crop's uncertain place, less than one pixel of 64, is evened out with.
+# The blur that evens out a crop's uncertain place, which is less than one pixel of 64.
 SOFTENING_PX = 1.2
-# Of the pixels that differ most, this share counts: another mouth is 2 % of a portrait.
+# The share of pixels, those that differ most, that counts: another mouth is 2 % of a portrait.
 WORST_SHARE = 0.02
 # Pixels of two copies differ by less than this, in standard deviations of the picture's grey.
 SAME_BELOW = 0.72
@@ -141,7 +141,7 @@ def _resized_colour(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _worst_pixels(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two (H, W, 3)."""
+    """The mean of the pixels that differ most, in standard deviations.  # (H, W, 3) each"""
     from scipy.ndimage import gaussian_filter  # slow to import, and few commands compare pictures
 
     apart = gaussian_filter(_standard(one) - _standard(other), (SOFTENING_PX, SOFTENING_PX, 0))

@@ -20,7 +20,7 @@ _SEVERAL = re.compile(
 _ONE = {"solo", "1girl", "1boy", "1other"}
 _MORE = {"multiple girls", "multiple boys", "2girls", "3girls", "2boys", "3boys", "crowd"}
 _ALONE = re.compile(r"\b(?:alone|solitary|by (?:her|him)self)\b", re.IGNORECASE)
-# Of these a body takes one; the tag's word, then how prose says it.
+# A body takes one of these poses; the tag's word, then how prose says it.
 _POSTURES = {
     "standing": ("standing", "stands"),
     "sitting": ("sitting", "sits", "seated"),

@@ -22,7 +22,7 @@ def check(one: Captioned, ready: Ready) -> Iterator[Finding]:
             yield finding("CAP126", one.image, message, both[1], both[0], place)
     if caption.by_hand:
         yield from _by_hand(one, ready)
-    # What a rule added and a later step took away is no rule left undone.
+    # A rule counts as done when a later step took away what it added.
     taken = {*caption.lost, *(gone.tag for gone in caption.removed), *caption.tags}
     for number, rule in enumerate(ready.replace, 1):
         undone = rule.remove.intersection(caption.tags) or not taken.issuperset(rule.add)
@@ -57,7 +57,7 @@ def check_unseen_fixed(captions: Sequence[Captioned], ready: Ready) -> Iterator[
 
 
 def _by_hand(one: Captioned, ready: Ready) -> Iterator[Finding]:
-    """What rendering sees to in all other captions."""
+    """The checks of captions by hand; rendering takes care of these things in all others."""
     text, tags = one.caption.text, one.caption.tags
     for tag, fixed in ready.fixed:
         wanted = fixed.scope == "always" or visible(tag, tags, ready.lexicon)

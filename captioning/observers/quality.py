@@ -84,13 +84,13 @@ def measure(picture: Image.Image) -> Quality:
 def sharpness(grey: Image.Image, subject: Box) -> float:
     """Variance of the Laplacian (4 neighbours) of grey 0 to 255 at a short side of 512 px.
 
-    Of the subject's box alone: a background out of focus is no fault, a subject out of focus is.
+    Only the subject's box is measured: a background out of focus is no fault, a subject is one.
     Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy". Only pixels that
     have all four neighbours count: a frame left unfiltered would make blank pictures look sharp.
     """
     scale = SHARPNESS_SIDE_PX / min(grey.size)
     width, height = max(3, round(grey.width * scale)), max(3, round(grey.height * scale))
-    # Of the filtered pixels, which have a neighbour on each side: only the box is ever resized.
+    # Positions count filtered pixels, which have a neighbour on each side; only the box is resized.
     left, right = _within(subject.left, subject.width, width - 2)
     top, bottom = _within(subject.top, subject.height, height - 2)
     across, down = grey.width / width, grey.height / height
@@ -127,8 +127,8 @@ def effective_px(grey: Image.Image) -> int | None:
     sides = [side for side in sides if side * SMALLEST_ENLARGEMENT <= short]
     if not sides:
         return None
-    # Of a bigger picture only the detail of the size at which the largest side can be tried: the
-    # grain of a large photo is no detail.
+    # A bigger picture counts only with the detail of the size at which the largest side can be
+    # tried: the grain of a large photo is no detail.
     finest = min(1.0, SMALLEST_ENLARGEMENT * EFFECTIVE_SIDES_PX[-1] / short)
     losses = _losses_db(grey, [side / short for side in sides], finest)
     held = [side for side, db in zip(sides, losses, strict=True) if db > NOTHING_LOST_DB]

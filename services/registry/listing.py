@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -48,7 +48,8 @@ def registered_adapters(tracking_uri: str, artifacts: Path | None) -> tuple[Adap
     adapters = Registry(tracking_uri, artifacts).list()
     if _rows(database) == rows:  # else they were changed while MLflow read them
         listed = _Listed(rows=rows, adapters=adapters)
-        write_atomic(file, (listed.model_dump_json(indent=1) + "\n").encode())
+        with suppress(PermissionError):  # a home that may only be read is listed all the same
+            write_atomic(file, (listed.model_dump_json(indent=1) + "\n").encode())
     return adapters
 
 

@@ -195,6 +195,16 @@ def test_generated_code_gives_the_same_adapters_and_goes_on_bit_for_bit(
         assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+def test_a_compiled_base_is_not_trained_unchecked(tiny_base_path: Path, tmp_path: Path) -> None:
+    base = load_base(tiny_base_path)
+    compiled = compile_blocks(base, backend="eager")
+    with pytest.raises(ValueError, match="to be checked"):
+        train_all(base, mixed(), tmp_path)
+    compiled.take_off()
+    assert not is_compiled(base.denoiser)
+    train_all(base, mixed()[:1], tmp_path)
+
+
 def scaled(program: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
     return lambda *given: tuple(1.01 * output for output in program(*given))
 

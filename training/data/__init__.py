@@ -1,1 +1,1 @@
-"""What a step learns from: encoded pictures and captions, the batches of them, their views."""
+"""The data that a step learns from: encoded pictures and captions, and batches of them."""

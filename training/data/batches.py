@@ -21,7 +21,7 @@ from training.data.latents import LatentCache
 from training.objective import Objective
 from training.recipe import Recipe
 
-# The draws of class pictures.
+# The stream of random numbers for class pictures.
 CLASS_STREAM = "class/"
 
 
@@ -33,7 +33,7 @@ class Batch:
     posterior_samples: Tensor  # (B, C, h, w), raw VAE latents
     noise: Tensor  # (B, C, h, w), standard normal, plus the recipe's offset
     timesteps: Tensor  # (B,), as the objective draws them
-    conditions: dict[str, Tensor]  # what the denoiser is told of text and picture, (B, ...) each
+    conditions: dict[str, Tensor]  # what the denoiser is given of text and picture, (B, ...) each
     prior_conditions: dict[str, Tensor]  # likewise without the trigger, if the cache has that
     # The texts of these conditions, if the recipe trains the text encoders.
     captions: tuple[str, ...]
@@ -44,15 +44,15 @@ class Batch:
 def places_of(recipe: Recipe, micro_step: int, rank: int, world_size: int) -> range:
     """The places that worker `rank` trains in micro-batch `micro_step` of a step.
 
-    Over all micro-steps and ranks these are 0..samples_per_step-1, each once, and for a recipe from
-    `shared_out` perhaps later ones, which are to count nothing.
+    Over all micro-steps and ranks these are 0..samples_per_step-1, each once. For a recipe from
+    `shared_out` there may be later ones, which must not count.
     """
     first = (micro_step * world_size + rank) * recipe.batch_size
     return range(first, first + recipe.batch_size)
 
 
 def shared_out(recipe: Recipe, step_samples: int, world_size: int) -> Recipe:
-    """The recipe with the batch size and accumulation in which so many workers do a step.
+    """The recipe with the batch size and accumulation with which so many workers compute a step.
 
     `step_samples` are those of the workers that `batch_size` was written for: with as many workers
     the recipe is returned as it is. Batches are never larger, and divide the step; the workers
@@ -146,9 +146,9 @@ def drawn_rank(recipe: Recipe, step: int) -> int | None:
 def bucket_of_step(counts: Sequence[int], step: int) -> tuple[int, int]:
     """The bucket of step `step` (0-based), and how many steps before it had the same.
 
-    `counts` are the pictures of every bucket, N in all. Of every N steps a bucket of n pictures has
-    exactly n, so that each picture is seen equally often, and in each n-th part of them it has one,
-    at a random place (stratified sampling): it waits for at most about 2N/n steps.
+    `counts` are the pictures of every bucket, N in all. In every N steps a bucket of n pictures has
+    exactly n steps, so that each picture is seen equally often. It has one step in each n-th part
+    of the N, at a random place (stratified sampling), so it waits for at most about 2N/n steps.
     """
     turn, place = divmod(step, sum(counts))
     order = _turn(tuple(counts), turn)
@@ -158,7 +158,7 @@ def bucket_of_step(counts: Sequence[int], step: int) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=32)
 def _turn(counts: tuple[int, ...], turn: int) -> tuple[int, ...]:
-    """The buckets of the N steps of a turn, in order."""
+    """The buckets of the N steps of one turn, in order."""
     moments = []
     for number, count in enumerate(counts):
         places = torch.rand(count, generator=_generator("bucket", turn, number)).tolist()
@@ -167,7 +167,7 @@ def _turn(counts: tuple[int, ...], turn: int) -> tuple[int, ...]:
 
 
 def of_one_shape(batches: Sequence[Batch]) -> list[list[int]]:
-    """The indices of the batches, those whose latents have one shape together; ascending."""
+    """The indices of the batches, grouped by the shape of their latents; ascending."""
     alike: dict[torch.Size, list[int]] = {}
     for index, batch in enumerate(batches):
         alike.setdefault(batch.noise.shape, []).append(index)
@@ -181,7 +181,8 @@ def _stacked(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _row_at(stream: str, seed: int, bucket: int, position: int, count: int) -> int:
     """The row at `position` of a bucket's endless sequence of shuffled epochs."""
     epoch, place = divmod(position, count)
-    # The first bucket, which is the only one of squares, is drawn as before there were others.
+    # The first bucket, the only one where all pictures are squares, keeps the draws that it had
+    # before there were others.
     own = (bucket,) if bucket else ()
     order = torch.randperm(count, generator=_generator(f"{stream}order", seed, epoch, *own))
     return int(order[place])

@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: the sizes that a dataset's pictures are cropped to, and who gets which.
+"""Aspect-ratio buckets: the sizes to which a dataset's pictures are cropped.
 
 A recipe's limits and a resolution in, sizes (height, width) in pixels out; a picture's own size in,
-that of its bucket out. Pure arithmetic: reads no picture.
+its bucket's size out. Pure arithmetic: reads no picture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BucketLimits:
 
     @classmethod
     def of(cls, recipe: Recipe) -> BucketLimits | None:
-        """None: every picture is cropped to the square."""
+        """The limits of a recipe; None if every picture is cropped to the square."""
         if not recipe.aspect_buckets:
             return None
         return cls(recipe.bucket_step_px, recipe.bucket_max_ratio)
@@ -36,8 +36,9 @@ class BucketLimits:
 def crop_sizes(resolution: int, multiple: int, limits: BucketLimits | None) -> tuple[Size, ...]:
     """The sizes that pictures may be cropped to, ascending; the square alone without limits.
 
-    Those of kohya's `make_bucket_resolutions`: sides are multiples of the step, and one side is as
-    long as the other one and an area of at most `resolution`² allow; the square is always there.
+    They are those of kohya's `make_bucket_resolutions`: sides are multiples of the step, and each
+    side is as long as an area of at most `resolution`² allows for the other; the square is always
+    there.
     The long side is at most `max_ratio` times the short one. `multiple` px is what the base's
     latents can be divided by; the sides are multiples of it too. Raises UserError for a resolution
     that it does not divide, and for limits that leave the square alone.
@@ -73,17 +74,17 @@ def refuse_other_size(where: str, size_px: int, multiple: int) -> None:
 
 
 def nearest_size(picture: Size, sizes: Sequence[Size]) -> Size:
-    """Of `sizes` the one whose ratio is nearest to the picture's; the largest of several such.
+    """The one of `sizes` whose ratio is nearest to the picture's; the largest of several such.
 
-    Ratios are compared by their quotient, so that a portrait is to portraits what a landscape is to
-    landscapes (kohya compares width/height by difference). A picture is then never scaled up more
+    Ratios are compared by their quotient, so that portraits are treated as landscapes are (kohya
+    compares width/height by difference). A picture is then never scaled up more
     than for the square crop.
     """
     return min(sizes, key=lambda size: (_quotient(picture, size), -size[0] * size[1], size))
 
 
 def largest_size(sizes: Sequence[Size]) -> Size:
-    """The size with the most pixels: what a step's memory has to suffice for."""
+    """The size with the most pixels, for which a step's memory has to suffice."""
     return max(sizes, key=lambda size: (size[0] * size[1], size))
 
 

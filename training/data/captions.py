@@ -1,4 +1,4 @@
-"""What is encoded of a caption beside itself: its tags in other orders, and without the trigger.
+"""The variants of a caption that are encoded too: other orders of its tags, and no trigger.
 
 Text in, text out. Pure: the same caption always comes in the same orders, so that all trials share
 what is encoded.
@@ -17,15 +17,15 @@ SEPARATOR = ", "
 
 @dataclass(frozen=True)
 class CaptionPlan:
-    """What is encoded of every caption; trials with equal plans share it."""
+    """Which variants of every caption are encoded; trials with equal plans share them."""
 
-    orders: int = 1  # of the tags, the written one included
-    kept: int = 0  # tags at the front that stay
+    orders: int = 1  # how many orders of the tags, the written one included
+    kept: int = 0  # how many tags at the front stay in place
     without_trigger: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe) -> CaptionPlan:
-        """What a recipe wants."""
+        """The plan that a recipe asks for."""
         kept = recipe.kept_tags if recipe.tag_orders > 1 else 0
         asks_the_base = recipe.prior_weight > 0 and recipe.class_pictures is None
         return cls(recipe.tag_orders, kept, asks_the_base)
@@ -48,7 +48,7 @@ def tag_orders(caption: str, count: int, kept: int) -> tuple[str, ...]:
 
 
 def without_trigger(caption: str, trigger: str) -> str:
-    """The caption as of anybody of the class: without the trigger wherever it is a tag or word."""
+    """The caption for anybody of the class: the trigger is left out where it is a tag or a word."""
     tags = [tag for tag in caption.split(SEPARATOR) if tag.strip() != trigger]
     words = [" ".join(w for w in tag.split() if w != trigger) for tag in tags]
     return SEPARATOR.join(text for text in words if text)

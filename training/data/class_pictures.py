@@ -1,7 +1,7 @@
 """The samples of a set of class pictures, with the captions that a recipe gives them.
 
 A set, a prompt and the character's dataset version in, samples out. Refuses what would undo prior
-preservation: the character's own pictures and its trigger among those of the class.
+preservation: the character's own pictures, and captions with its trigger.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A picture as training sees it: upright, scaled, cropped around its centre, on white.
 
-A file and the sizes that it may have in, pixels with their opacity and place out. Edits no file.
+A file and the sizes that are allowed in, pixels with their opacity and place out. Edits no file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.data.buckets import Size, nearest_size
 
 @dataclass(frozen=True)
 class Crop:
-    """The centre of a picture, and where it is from."""
+    """The centre of a picture, and the place that it was cut from."""
 
     pixels: Tensor  # (3, H, W) fp32 in -1..1
     opacity: Tensor  # (H, W) fp32 in 0..1; what is transparent is white in `pixels`
@@ -34,10 +34,10 @@ class Crop:
 
 
 def read_crop(path: Path, sizes: Sequence[Size]) -> Crop:
-    """As much of a picture's centre as fills, scaled, that of `sizes` whose ratio is nearest.
+    """The centre of a picture, scaled and cropped to that of `sizes` whose ratio is nearest.
 
-    Turned by its EXIF orientation; transparency is laid on white. Raises UserError if the file
-    cannot be decoded.
+    The picture is turned by its EXIF orientation; transparency is laid on white. Raises UserError
+    if the file cannot be decoded.
     """
     try:
         data = path.read_bytes()

@@ -29,9 +29,9 @@ from training.families import Base
 FORMAT = 2
 TENSORS_FILE = "latents.safetensors"
 INDEX_FILE = "index.json"
-# How the tensors of the four groups are called in the file.
+# The prefixes of the four groups of tensors in the file.
 TEXT, EMPTY_TEXT, PRIOR_TEXT, PICTURE = "text.", "empty_text.", "prior_text.", "picture."
-# The same of the tensors of one bucket, by its number; without buckets they have no prefix.
+# The prefix of one bucket's tensors, by its number; without buckets they have no prefix.
 BUCKET = "bucket.{:04d}."
 IMAGES = "images"
 Progress = Callable[[int, int], None]
@@ -49,7 +49,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """What training needs of N pictures; fp32 on the CPU."""
+    """What training needs to know about N pictures; fp32 on the CPU."""
 
     key: str
     buckets: tuple[Bucket, ...]  # ascending by size; one if all pictures are squares
@@ -57,7 +57,7 @@ class LatentCache:
     empty_text: dict[str, Tensor]  # (...) each, of the empty caption
     prior_text: dict[str, Tensor]  # (N, ...) each, of the captions without the trigger, or empty
     picture: dict[str, Tensor]  # (N, ...) each, what the denoiser is told of the pictures
-    # What `text` (N times V) and `prior_text` are of, for text encoders that are trained.
+    # The captions behind `text` (N times V) and `prior_text`, for text encoders that are trained.
     captions: tuple[tuple[str, ...], ...] = ()
     prior_captions: tuple[str, ...] = ()
 
@@ -68,18 +68,18 @@ class LatentCache:
 
     @property
     def orders(self) -> int:
-        """V, in how many orders of its tags each caption is there."""
+        """V, the number of orders in which each caption's tags are there."""
         return next(iter(self.text.values())).shape[1]
 
     def conditions(self, image: int, order: int | None = 0) -> dict[str, Tensor]:
-        """What the denoiser is told of one picture, its caption in that order; None: empty."""
+        """The conditions of one picture with its caption in that order; None: an empty caption."""
         said = self.empty_text
         if order is not None:
             said = {name: tensor[image, order] for name, tensor in self.text.items()}
         return {**said, **self._of_picture(image)}
 
     def prior_conditions(self, image: int) -> dict[str, Tensor]:
-        """The same with the caption without the trigger; nothing if that was not encoded."""
+        """The conditions with the caption without the trigger; empty if that was not encoded."""
         said = {name: tensor[image] for name, tensor in self.prior_text.items()}
         return {**said, **self._of_picture(image)} if said else {}
 
@@ -146,7 +146,7 @@ def encode_samples(
     }
     if limits is not None:
         index["sizes"] = sizes  # with each picture's own size they decide its bucket
-    if base.text_dtype != torch.float32:  # as it is on a GPU, where the numbers come out coarser
+    if base.text_dtype != torch.float32:  # as on a GPU, where the numbers come out coarser
         index["text_dtype"] = str(base.text_dtype).removeprefix("torch.")
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
     cache = _read(folder / key, key)
@@ -191,7 +191,7 @@ def _encode(
                 "mask": _cell_masks(crop.opacity, mean, flip),
             }
         )
-        # One caption at a time too.
+        # The captions are encoded one at a time too.
         orders = tag_orders(sample.caption, captions.orders, captions.kept)
         texts.append(_stacked([_first(base.encode_prompts([order])) for order in orders]))
         if captions.without_trigger:
@@ -215,15 +215,15 @@ def _encode(
             "the model's files are damaged: download or save it again",
         )
     write_atomic(target / TENSORS_FILE, save(tensors))
-    # The index is written last: a folder without it is not there yet.
+    # The index is written last: a folder without it counts as not there.
     write_atomic(target / INDEX_FILE, json.dumps(index, indent=1).encode())
-    # From the file, like every later reader: the pages are shared, and the copies above are freed.
+    # Read from the file, like every later reader: pages are shared, and the copies above are freed.
     return _cache(target.name, load_file(target / TENSORS_FILE))
 
 
 def _of_buckets(buckets: Sequence[Mapping[str, Tensor]], named: bool) -> dict[str, Tensor]:
     """The buckets' tensors by their names in the file."""
-    if not named:  # as before there were buckets: one, of all pictures
+    if not named:  # without buckets, one has all pictures, and its tensors have no prefix
         (only,) = buckets
         return {name: tensor for name, tensor in only.items() if name != IMAGES}
     return {
@@ -291,7 +291,7 @@ def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _cell_masks(opacity: Tensor, mean: Tensor, flip: bool) -> Tensor:
-    """The mean opacity of each latent cell's pixels, mirrored too with `flip`.
+    """The mean opacity of the pixels of each latent cell; with `flip` also mirrored.
 
     # (H, W), (F, C, h, w) -> (F, 1, h, w)
     """

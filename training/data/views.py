@@ -1,4 +1,4 @@
-"""Views per image: what a number of steps means for a dataset, whatever its size and the batch.
+"""Views per image: what a number of steps means for a dataset of any size and any batch size.
 
 Guides count in steps, repeats and epochs, which can't be compared: 450 steps are 90 views of each
 of 20 pictures at batch 4, and 22.5 at batch 1. Plain arithmetic; nothing here trains.
@@ -10,7 +10,7 @@ import math
 
 from training.recipe import Recipe
 
-# What published character guides come to when converted: 12 (a tutorial's 228 steps at batch 4 on
+# Published character guides, converted to views: 12 (a tutorial's 228 steps at batch 4 on
 # 76 pictures), 18 to 25 (the usual "20 to 25 repeats"), 63 to 90 (those of 1,750 steps and more).
 # They disagree, so train to the largest and score a checkpoint at each.
 ADVISED_VIEWS = (12, 25, 60, 90)
@@ -30,7 +30,7 @@ def views_per_image(
 ) -> float:
     """How often each of `pictures` training pictures was seen, on average, after `step` steps.
 
-    `step_samples`: those that a trial was begun with, where its checkpoints say so. Raises
+    `step_samples` are those that a trial began with, if its checkpoints say so. Raises
     ValueError for no pictures.
     """
     return step * (step_samples or samples_per_step(recipe, workers)) / _some(pictures)

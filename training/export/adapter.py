@@ -1,4 +1,4 @@
-"""Exports a checkpoint's adapter: write, re-read by independent loaders, only then publish.
+"""Exports a checkpoint's adapter: writes it, reads it back by independent loaders, publishes it.
 
 A checkpoint folder and its base in, one safetensors file out. A file that fails its verification
 never gets its name. Never changes the base.
@@ -40,7 +40,7 @@ class ExportReport:
     form: str  # "lora", "dora" or "diff" (kohya), "peft" or "full" (diffusers)
     sha256: str
     size_bytes: int
-    modules: int  # layers that it changes
+    modules: int  # how many layers it changes
     max_error: float  # largest difference of an output element after the reload
     effect: float  # largest change of an output element by the adapter
 
@@ -60,9 +60,9 @@ def export_adapter(
     kohya: low-rank form, with `dora_scale` for a DoRA on the input axis; one on the output axis as
     exact `diff`. diffusers: PEFT's names, DoRA on the output axis included; one on the input axis
     as an exact LoRA of full rank.
-    `metadata` goes into the header over what the recipe, the base and `dataset` (trigger, pictures)
-    say. Weights are stored in `dtype` and the same inputs give the same bytes. An older file at
-    `out_path` is replaced only by a verified one.
+    `metadata` goes into the header and replaces entries from the recipe, the base and `dataset`
+    (trigger, pictures). Weights are stored in `dtype` and the same inputs give the same bytes. An
+    older file at `out_path` is replaced only by a verified one.
 
     Raises VerificationError when a loader gets something else than was trained; UserError for a
     checkpoint that is torn or does not fit the base, values that `dtype` cannot hold, or a wrong
@@ -163,9 +163,9 @@ def _tensors(
 
 
 def _base_weights(base: Base, network: Network) -> dict[str, Tensor]:
-    """The own weights of the denoiser, and of text encoders that `network` trains, by module.
+    """The base's weights of the denoiser, and of text encoders that `network` trains, by module.
 
-    With or without an adapter on them.
+    It does not matter whether an adapter is on them.
     """
     encoders = {} if network.text_encoder is None else base.text_encoders
     weights = {}

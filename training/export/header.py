@@ -1,7 +1,7 @@
 """The header of an exported file: what generation tools show about it, and its bytes.
 
 Facts in, strings out; tensors and strings in, reproducible safetensors bytes out. Names no local
-path: only the last part of where the base lies.
+path, only the last part of the base's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 1_000_000
 MODELSPEC_VERSION = "1.0.1"
 # ModelSpec has no name for a flow: the entry is left out there.
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
-# What LyCORIS, which has these forms, would have been told to make them.
+# The arguments with which LyCORIS, which has these forms, would have made them.
 LYCORIS_ARGS = {
     "diff": {"algo": "full"},
     "dora": {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"},

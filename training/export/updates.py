@@ -34,8 +34,8 @@ _TEXT_MODEL = "text_model."
 class Update:
     """One layer's update, fp32: V = W + up·down, and with a magnitude m·V/‖V‖.
 
-    Of a convolution the tensors are as PEFT has them, and V is of kernels flattened behind their
-    first axis: down (r, in, k, k), up (out, r, 1, 1), magnitude (1, out or in, 1, 1).
+    For a convolution the tensors have PEFT's shapes, and V has kernels flattened behind their first
+    axis: down (r, in, k, k), up (out, r, 1, 1), magnitude (1, out or in, 1, 1).
     """
 
     component: str  # of COMPONENTS
@@ -107,7 +107,7 @@ def read_updates(state: Mapping[str, Tensor], network: Network) -> list[Update]:
         magnitude = magnitudes[0] if magnitudes else None
         by_input = INPUT_MAGNITUDE in tensors
         if network.init == "pissa":
-            # Of the same product; the other factors would be rounded as large as the weight.
+            # The product is the same; the other factors would be rounded as large as the weight.
             down, up = small_factors(down, up)
         updates.append(Update(component, module, down, up * own.scale, magnitude, by_input))
     return updates

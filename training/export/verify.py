@@ -32,7 +32,7 @@ NOISE_TOLERANCE = 1e-5
 SEED = 0
 PROMPTS = ("a portrait, smile, red shirt", "a person in the rain, looking at the viewer")
 INPUTS = len(PROMPTS)
-# What the denoiser's output is called among those that are compared.
+# The name of the denoiser's output among those that are compared.
 DENOISER = "denoiser"
 # UNets take any size that their three halvings divide; small latents make the check cheap.
 MAX_LATENT_SIDE = 16
@@ -48,7 +48,7 @@ class VerificationError(RuntimeError):
 class Verification:
     """How the re-read file compares with the trained adapter on random inputs."""
 
-    modules: int  # layers that the file changes
+    modules: int  # how many layers the file changes
     max_error: float  # largest difference of an output element
     effect: float  # largest change of an output element by the adapter
 
@@ -61,7 +61,7 @@ def verify(
     `form` is "lora", "dora" or "diff" (kohya), "peft" or "full" (diffusers). Raises
     VerificationError when a loader leaves a layer out or outputs differ beyond tolerance.
     """
-    # One copy at a time: in fp32 it may be twice as large as the base.
+    # There is one copy at a time, since in fp32 it may be twice as large as the base.
     twin = _copy(base)
     inputs = _inputs(twin)
     with_text = network.text_encoder is not None
@@ -77,7 +77,7 @@ def verify(
         for name in plain
     }
     expected = {key.split(".lora_")[0] for key in state}
-    # Of the other prefixes diffusers knows none.
+    # diffusers knows none of the other prefixes.
     known = base.kohya_prefix == "lora_unet_"
     both = (_diffusers, _numpy_merge) if known else (_numpy_merge,)
     readers: dict[str, tuple[Callable[[Path, Base], set[str]], ...]] = {
@@ -111,8 +111,9 @@ def verify(
 
 
 def _copy(base: Base) -> Base:
-    """A base of its own UNet, fp32, without adapter, and with text encoders of its own when they
-    are asked for; all else is shared.
+    """A copy of the base with a UNet of its own, fp32 and without adapter; the rest is shared.
+
+    It has text encoders of its own too when they are asked for.
     """
     twin = copy.copy(base)
     twin.__dict__.pop("text_encoders", None)
@@ -143,7 +144,7 @@ def _inputs(base: Base) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 def _outputs(
     base: Base, inputs: tuple[Tensor, Tensor, dict[str, Tensor]], with_text: bool
 ) -> dict[str, Tensor]:
-    """What the denoiser answers; and `with_text` what the encoders say, which it is then told."""
+    """The denoiser's outputs; `with_text` also those of the encoders, which it is then given."""
     latents, timesteps, conditions = inputs
     said = base.encode_prompts(list(PROMPTS)) if with_text else {}
     outputs = {DENOISER: base.predict(latents, timesteps, {**conditions, **said}), **said}

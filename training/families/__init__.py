@@ -39,7 +39,7 @@ __all__ = [
     "size_multiple_px",
 ]
 
-#: By the family's name.
+#: The families' classes by name.
 FAMILIES: dict[str, type[Base]] = {
     kind.family: kind
     for kind in (
@@ -63,7 +63,7 @@ def load_base(
 
     From a diffusers folder, a hub id, or a single-file checkpoint: `file.safetensors`, or
     `file.safetensors@config` where `config` is the folder or hub id that has what the file lacks.
-    On `meta` denoiser and CLIP encoders are made of their configs alone: they have layers and
+    On `meta`, denoiser and CLIP encoders are made from their configs alone: they have layers and
     shapes, and no weights are read.
     Raises UserError naming the file and the fix when it is no such model, when a file is missing
     or broken, or when only pickled weights are there.

@@ -1,4 +1,4 @@
-"""What every base model family offers to training, sampling and export.
+"""The interface of every base model family for training, sampling and export.
 
 A checked folder in, a frozen `Base` out, with the same methods in every family. The weights of a
 base are never changed; adapters are put on and taken off by `training.pack.adapters`.
@@ -22,10 +22,10 @@ from captioning import UserError
 from training.families.files import hash_components, load_network, load_part, read_json
 from training.objective import Diffusion, FlowMatching, FlowShift, Objective
 
-# What AutoencoderKL assumes when its config does not say.
+# The scaling factor that AutoencoderKL assumes when its config has none.
 SD1_SCALING_FACTOR = 0.18215
 
-#: What a denoiser is told beside latents and time: named tensors, one row per sample.
+#: What a denoiser is given beside latents and time: named tensors, one row per sample.
 Conditions = Mapping[str, Tensor]
 
 
@@ -42,7 +42,7 @@ class Base(ABC):
     pipelines: ClassVar[tuple[str, ...]]
     #: Subfolders that make up the base; everything else in its folder is ignored.
     components: ClassVar[tuple[str, ...]]
-    #: Of `components`, those that a complete model may lack.
+    #: Those `components` that a complete model may lack.
     optional: ClassVar[tuple[str, ...]] = ()
     #: The component that is trained, and the prefix of its modules in adapter files.
     denoiser_name: ClassVar[str]
@@ -51,17 +51,18 @@ class Base(ABC):
     #: Endings of the names of the denoiser's layers, for the presets of `network.targets`.
     attention_modules: ClassVar[tuple[str, ...]]
     feed_forward_modules: ClassVar[tuple[str, ...]]
-    #: The same of what `attention+ff+conv` adds: convolutions and their blocks' linear layers.
+    #: Endings of the layers that `attention+ff+conv` adds: convolutions and linear layers of their
+    #: blocks.
     convolution_modules: ClassVar[tuple[str, ...]] = ()
-    #: The same of its text encoders, for families on which these may have adapters too.
+    #: Endings of the layers of its text encoders, for families whose encoders may have adapters.
     encoder_attention_modules: ClassVar[tuple[str, ...]] = ()
     encoder_feed_forward_modules: ClassVar[tuple[str, ...]] = ()
-    #: What the names of layers begin with that take the rows of several samples as one, of which
-    #: a pack of trials cannot tell whose they are: they get no update.
+    #: Beginnings of the names of layers that get no update: they take the rows of several samples
+    #: as one, so a pack could not tell which trial a row belongs to.
     unbatched_modules: ClassVar[tuple[str, ...]] = ()
     #: What `precision: auto` means on CUDA.
     half: ClassVar[str] = "fp16"
-    #: Whether activations surpass 65504, the largest number of fp16, so that losses are no numbers.
+    #: Whether activations exceed 65504, the largest number of fp16, so that losses become NaN.
     overflows_fp16: ClassVar[bool] = False
     #: Whether the objective is a flow and not a diffusion.
     is_flow: ClassVar[bool] = False
@@ -77,14 +78,14 @@ class Base(ABC):
         self.folder = folder
         self.device = device
         self.dtype = dtype
-        # Of the file, so that the VAE itself may be released.
+        # The config is read from its file, so that the VAE itself may be released.
         self.vae_config = read_json(folder / "vae" / "config.json")
         self.latent_channels = int(self.vae_config.get("latent_channels", 4))
         self.vae_factor = vae_factor(folder)
         self.native_size_px = self.native_size(folder)
         self.size_multiple_px = self.size_multiple(folder)
         self.tokenizers: dict[str, Any] = {}
-        #: Whether an adapter is on the text encoders: what they say is then the adapter's.
+        #: Whether an adapter is on the text encoders, so that their outputs cannot be kept.
         self.text_is_adapted = False
         self.denoiser: Any
         self.objective: Objective
@@ -111,9 +112,9 @@ class Base(ABC):
 
     @cached_property
     def encoder_hash(self) -> str:
-        """sha256 over the VAE, text encoders and tokenizers: what cached latents rest on.
+        """sha256 over all that cached latents depend on: the VAE, text encoders and tokenizers.
 
-        And over the scheduler's config, on which they do not rest.
+        The scheduler's config is part of it too, though latents do not depend on that.
         """
         own = tuple(name for name in self.components if name != self.denoiser_name)
         return hash_components(self.folder, own)
@@ -135,22 +136,22 @@ class Base(ABC):
 
     @property
     def text_dtype(self) -> torch.dtype:
-        """What the least precise text encoder is held in, known before any is loaded."""
+        """The type of the least precise text encoder, known before any is loaded."""
         return torch.float32
 
     @property
     def loaded_text_encoders(self) -> dict[str, Any]:
-        """Those that are in memory now."""
+        """The text encoders that are in memory now."""
         loaded: dict[str, Any] = self.__dict__.get("text_encoders", {})
         return loaded
 
     def is_read(self, encoder: str, module: str) -> bool:
-        """Whether the denoiser is told what rests on this layer of a text encoder."""
+        """Whether the denoiser's conditions depend on this layer of a text encoder."""
         return True
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """What the denoiser is told of every prompt, fp32 on the base's device.  # (N, ...) each
+        """The denoiser's conditions for every prompt, fp32 on the base's device.  # (N, ...) each
 
         With an adapter on the text encoders its gradients are kept, where gradients are on.
         """
@@ -158,7 +159,7 @@ class Base(ABC):
     def picture_conditions(
         self, original: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """What the denoiser is told of a picture itself, fp32: most families tell it nothing.
+        """The denoiser's conditions for a picture itself, fp32; most families have none.
 
         In pixels: `original` is the file's (height, width), `corner` the crop's (top, left) in the
         scaled picture, `size` the crop's (height, width). Sampling asks for the size and (0, 0).
@@ -192,7 +193,7 @@ class Base(ABC):
         return self.vae.decode(latents / scale + shift).sample
 
     def _latent_affine(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """What is taken from a raw latent, and what the rest is multiplied by."""
+        """The shift that is subtracted from a raw latent, and the scale for the rest."""
         config = self.vae_config
         scale = float(config.get("scaling_factor", SD1_SCALING_FACTOR))
         means, deviations = config.get("latents_mean"), config.get("latents_std")
@@ -228,28 +229,28 @@ class Base(ABC):
         Text encoders with an adapter on them stay, since they are in training themselves. Whoever
         asks for one again has it loaded again. On two cores the starter's VAE takes about 0.1 s and
         its text encoder 0.05 s, and the pictures of one scored checkpoint, which need the VAE alone
-        once their prompts are embedded, 21 s: too little to keep a copy in the host's memory for,
-        where every worker would have one (FLUX's T5 takes 19 GB in fp32).
+        once their prompts are embedded, 21 s. That is too little for keeping a copy in the host's
+        memory, where every worker would have one (FLUX's T5 takes 19 GB in fp32).
         """
         for name in ("vae",) if self.text_is_adapted else ("vae", "text_encoders"):
             self.__dict__.pop(name, None)
-        gc.collect()  # what is in a cycle would stay until the collector's next round
+        gc.collect()  # objects in reference cycles would stay until the collector's next run
 
-    # What generation tools are told.
+    # The names that generation tools know.
 
     @property
     def kohya_prefix(self) -> str:
-        """What the denoiser's modules begin with in kohya's naming.
+        """The prefix of the denoiser's modules in kohya's naming.
 
-        Transformers (SD3, FLUX) have the names of OneTrainer, which the same tools read: kohya's
-        own are of layers that diffusers splits (q, k and v are one).
+        Transformers (SD3, FLUX) have OneTrainer's names, which the same tools read: kohya's own
+        names are for layers that diffusers splits (q, k and v are one there).
         """
         return "lora_unet_" if self.denoiser_name == "unet" else "lora_transformer_"
 
     @property
     def kohya_prefixes(self) -> dict[str, str]:
-        """The same of every component that may have an adapter."""
-        # Of families with one text encoder; `lora_te1_` would make tools take it for SDXL.
+        """The prefix of every component that may have an adapter, by component."""
+        # For families with one text encoder; `lora_te1_` would make tools take the file for SDXL.
         return {self.denoiser_name: self.kohya_prefix, "text_encoder": "lora_te_"}
 
     @property
@@ -264,7 +265,9 @@ class Base(ABC):
 
 
 def diffusion_objective(folder: Path) -> Diffusion:
-    """Of a base whose scheduler has betas; UserError if it predicts neither noise nor v."""
+    """The objective of a base whose scheduler has betas; UserError for other predictions than noise
+    and v.
+    """
     from diffusers import DDPMScheduler
 
     file = folder / "scheduler" / "scheduler_config.json"
@@ -294,7 +297,7 @@ def ddim_sampler(folder: Path, steps: int, device: torch.device) -> Any:
 
 
 def flow_objective(folder: Path, patch: int) -> FlowMatching:
-    """Of a base whose scheduler is `FlowMatchEulerDiscreteScheduler`."""
+    """The objective of a base whose scheduler is `FlowMatchEulerDiscreteScheduler`."""
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     if not config.get("use_dynamic_shifting", False):
         return FlowMatching(FlowShift(float(config.get("shift", 1.0))))
@@ -317,7 +320,7 @@ def even_flow_sampler(base: Base, steps: int, latents: Tensor) -> Any:
 def vae_factor(folder: Path) -> int:
     """Pixels per latent cell along one side; the VAE halves between two of its blocks."""
     config = read_json(folder / "vae" / "config.json")
-    # A VAE of videos says of every halving whether time is halved too (diffusers' spelling).
+    # A VAE for videos lists for every halving whether time is halved too (diffusers' spelling).
     halvings = config.get("temperal_downsample") or config["block_out_channels"][1:]
     return int(2 ** len(halvings))
 

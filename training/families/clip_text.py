@@ -1,4 +1,4 @@
-"""Prompts through CLIP text encoders, as diffusers' pipelines ask them.
+"""Encodes prompts with CLIP text encoders, as diffusers' pipelines do.
 
 Prompts in, hidden states and pooled embeddings out, fp32, with gradients where an adapter is on the
 encoder.
@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-# Module name endings in transformers' CLIPTextModel: what diffusers' scripts train of it, and what
-# kohya's do beside.
+# Module name endings in transformers' CLIPTextModel: the layers that diffusers' scripts train, and
+# those that kohya's scripts train too.
 CLIP_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
 CLIP_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
 

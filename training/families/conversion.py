@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 SOURCE_FILE = "single_file.json"
 CACHE_VARIABLE = "XDG_CACHE_HOME"
-# Room beside the weights: configs, tokenizers, headers.
+# The bytes that are needed beside the weights, for configs, tokenizers and headers.
 _SPARE_BYTES = 64 << 20
 _HASH_CHUNK_BYTES = 1 << 20
 _CONFIG_KINDS = {".json", ".txt", ".model", ".jinja"}
@@ -79,7 +79,7 @@ def _cache() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "lorafarm" / "bases"
 
 
-# The configs.
+# Finding the configs.
 
 
 def _config_folder(base: Spelling, config: str) -> Path:
@@ -104,7 +104,7 @@ def _config_folder(base: Spelling, config: str) -> Path:
         if all((cached / part).is_dir() for part in parts if part not in _UNUSED):
             return cached
     except (LocalEntryNotFoundError, UserError, HFValidationError):
-        pass  # then it is downloaded, or the error below says why not
+        pass  # it is downloaded below, or the error there says why not
     try:
         return Path(snapshot_download(config, allow_patterns=allow))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
@@ -148,7 +148,7 @@ def _check_config(base: Spelling, config: Path, kind: type[Base], contents: Cont
 
 
 def _parts(config: Path, kind: type[Base], contents: Contents) -> list[str]:
-    """The components of the model: of the optional ones, those whose weights are somewhere."""
+    """The components of the model, without optional ones whose weights are nowhere."""
 
     def is_there(name: str) -> bool:
         network = name.replace("tokenizer", "text_encoder")
@@ -161,7 +161,7 @@ def _is_config_only(component: str) -> bool:
     return component == "scheduler" or component.startswith("tokenizer")
 
 
-# The folder's name.
+# Naming the folder.
 
 
 def _key(file: Path, config: Path, kind: type[Base], contents: Contents) -> str:
@@ -186,7 +186,7 @@ def _key(file: Path, config: Path, kind: type[Base], contents: Contents) -> str:
 
 @lru_cache(maxsize=8)
 def _sha256(file: Path, size: int, changed_ns: int) -> str:
-    """Of the file's bytes; `size` and `changed_ns` tell a file that was exchanged meanwhile."""
+    """The sha256 of the file's bytes; a changed `size` or `changed_ns` means another file."""
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         while chunk := opened.read(_HASH_CHUNK_BYTES):
@@ -196,7 +196,7 @@ def _sha256(file: Path, size: int, changed_ns: int) -> str:
 
 @contextmanager
 def _only_one(target: Path) -> Iterator[None]:
-    """Other processes wait for the one that converts; its leftovers after a crash are removed."""
+    """Let one process convert while others wait; leftovers of a crash are removed."""
     with target.with_name(f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(_temporary(target), ignore_errors=True)
@@ -218,7 +218,7 @@ def _check_room(base: Spelling, contents: Contents, folder: Path) -> None:
         )
 
 
-# The conversion itself.
+# Converting.
 
 
 def _convert(
@@ -229,7 +229,7 @@ def _convert(
     try:
         for name in _parts(config, kind, contents):
             if name in contents.dtypes:
-                # One part at a time: each in its own precision, and never all in memory.
+                # Parts are converted one at a time, each in its own precision, to save memory.
                 _convert_part(base, config, name, contents, folder / name)
             elif _is_config_only(name):
                 shutil.copytree(config / name, folder / name, copy_function=shutil.copyfile)
@@ -244,7 +244,7 @@ def _convert(
             for name, value in index.items()
             if is_part(value) and not (folder / name).is_dir()
         }
-        # Last: a folder without it is not there yet.
+        # It is written last: a folder without it counts as not there.
         (folder / INDEX_FILE).write_text(json.dumps({**index, **absent}, indent=1))
         folder.rename(target)
     except BaseException:
@@ -264,7 +264,7 @@ def _convert_part(
         if lacking:
             raise ValueError(f"its {name} lacks {lacking[0]} and {len(lacking) - 1} more")
         network.save_pretrained(folder, safe_serialization=True)
-    # Configs as they are published: what is saved names the folder that it came from.
+    # The published config replaces the saved one, which names the folder that it came from.
     for path in folder.glob("*.json"):
         if not path.name.endswith(".safetensors.index.json"):
             path.unlink()
@@ -272,7 +272,7 @@ def _convert_part(
 
 
 def _set_prediction(file: Path, contents: Contents) -> None:
-    """What the file says of itself goes over the config, which is the family's first model's.
+    """Write the file's own prediction type over that of the config, which is the family's first.
 
     A model with zero terminal SNR is sampled from its last step (Lin et al. 2024, section 3.3).
     """
@@ -287,7 +287,7 @@ def _set_prediction(file: Path, contents: Contents) -> None:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Its bars and its advice on safety checkers would tear the person's display."""
+    """Silence diffusers: its bars and advice would disturb the display in the terminal."""
     from diffusers.utils import logging as diffusers_logging
 
     before = diffusers_logging.get_verbosity()

@@ -19,10 +19,10 @@ import torch
 from captioning import UserError, no_progress_bars
 
 INDEX_FILE = "model_index.json"
-# What every family's denoiser and VAE are saved as by diffusers, and text encoders by transformers.
+# The file names with which diffusers saves denoisers and VAEs, and transformers text encoders.
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What is fetched from the hub: no pickles, no second precision, no single-file copies.
+# The files that are fetched from the hub: no pickles, second precisions or single-file copies.
 _HUB_ALLOW = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", "*/*.model", "*/*.jinja"]
 _HUB_IGNORE = ["*.fp16.safetensors", "*.non_ema.safetensors", "safety_checker/*"]
 _HASH_CHUNK_BYTES = 1 << 20
@@ -168,8 +168,8 @@ def load_network(
 ) -> Any:
     """One frozen network from its subfolder, read into the host's memory, then put on `device`.
 
-    On `meta` it is made of its config alone: no weights are read, and all that is known are the
-    layers and their shapes. Raises UserError naming the folder when it cannot be read.
+    On `meta` it is made from its config alone: no weights are read, and only its layers and their
+    shapes are known. Raises UserError naming the folder when it cannot be read.
     """
     stem = _weight_stem(component)
     if stem is None:
@@ -177,7 +177,7 @@ def load_network(
     with naming_the_folder(folder / component), no_progress_bars():
         if device.type == "meta":
             network = _shapes_alone(kind, folder, component)
-            # diffusers' own `to` warns of layers to keep in fp32, also where there are none.
+            # diffusers' own `to` warns about layers to keep in fp32, also where there are none.
             torch.nn.Module.to(network, dtype)
             return network.requires_grad_(False).eval()
         network = kind.from_pretrained(
@@ -204,7 +204,7 @@ def _shapes_alone(kind: Any, folder: Path, component: str) -> Any:
 
 
 def language_model_dtype(device: torch.device) -> torch.dtype:
-    """What text encoders larger than CLIP's are held in: fp32 on a CPU, bf16 elsewhere.
+    """The type that text encoders larger than CLIP's are held in: fp32 on a CPU, else bf16.
 
     In fp32 a T5-XXL has 19 GB, and in fp16 its activations overflow.
     """

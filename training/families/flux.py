@@ -1,6 +1,6 @@
 """FLUX.1 (dev, schnell): a CLIP and a T5 encoder, a transformer on 2 x 2 patches, a flow.
 
-dev is told the guidance and makes a picture in one pass; schnell is not told it.
+dev is given the guidance and makes a picture in one pass per step; schnell is not given it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from training.family_facts import FLUX
 T5_TOKENS = 512
 # FluxPipeline's default size; the transformer's config names none.
 NATIVE_SIZE_PX = 1024
-# What dev is told in training (diffusers' train_dreambooth_lora_flux.py and kohya's flux_train).
+# The guidance that dev is given in training (as in diffusers' train_dreambooth_lora_flux.py and
+# kohya's flux_train).
 TRAINING_GUIDANCE = 1.0
 
 
@@ -48,7 +49,7 @@ class FluxBase(Base):
         "scheduler",
     )
     denoiser_name = "transformer"
-    # The default targets of diffusers' DreamBooth script, of double and single blocks.
+    # The default targets of diffusers' DreamBooth script, for double and single blocks.
     attention_modules = (
         "attn.to_q",
         "attn.to_k",
@@ -129,7 +130,7 @@ class FluxBase(Base):
         }
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """`conditions["guidance"]`, (N,), is what dev is told; TRAINING_GUIDANCE without it."""
+        """Dev is given `conditions["guidance"]`, (N,), or TRAINING_GUIDANCE without it."""
         count, _, height, width = latents.shape
         guidance = None
         if self.guidance_embedded:

@@ -36,9 +36,9 @@ KLEIN_LAYERS = (9, 18, 27)
 DEV_LAYERS = (10, 20, 30)
 # The pipelines' default size; the transformer's config names none.
 NATIVE_SIZE_PX = 1024
-# What dev is told in training (diffusers' README_flux2.md).
+# The guidance that dev is given in training (diffusers' README_flux2.md).
 TRAINING_GUIDANCE = 1.0
-# Cells of the VAE along one side of what the transformer takes as one.
+# How many of the VAE's cells, along one side, are one cell for the transformer.
 VAE_PATCH = 2
 
 
@@ -50,7 +50,7 @@ class Flux2Base(Base):
     components = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     denoiser_name = "transformer"
     vae_class = "AutoencoderKLFlux2"
-    # Of double blocks as in FLUX.1; single blocks have q, k, v and the first half of their
+    # Double blocks have the names of FLUX.1; single blocks have q, k, v and the first half of their
     # feed-forward in one layer, and the rest in `to_out`.
     attention_modules = (
         "attn.to_q",
@@ -82,7 +82,7 @@ class Flux2Base(Base):
         from transformers import AutoTokenizer
 
         super().__init__(path_or_id, folder, device, dtype)
-        # Latents are patches of the VAE's everywhere outside of it.
+        # Outside of the VAE, a latent cell is a patch of the VAE's cells.
         self.latent_channels *= VAE_PATCH**2
         self.vae_factor *= VAE_PATCH
         self.objective = flow_objective(folder, self.patch)
@@ -116,7 +116,7 @@ class Flux2Base(Base):
 
     @property
     def guidance_embedded(self) -> bool:
-        """A distilled klein has its guidance within, and is not even told it."""
+        """A distilled klein has its guidance within, and is not even given it."""
         return self._is_dev or self._is_distilled
 
     @torch.no_grad()
@@ -152,14 +152,14 @@ class Flux2Base(Base):
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """The VAE's running statistics of every channel of a patch, as in the pipelines.
 
-        Kept, since the loop asks for them when the VAE has long been released.
+        They are kept, since the loop asks for them when the VAE has long been released.
         """
         norm = self.vae.bn
         deviation = torch.sqrt(norm.running_var + self.vae.config.batch_norm_eps)
         return norm.running_mean.view(1, -1, 1, 1), 1 / deviation.view(1, -1, 1, 1)
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """`conditions["guidance"]`, (N,), is what dev is told; TRAINING_GUIDANCE without it."""
+        """Dev is given `conditions["guidance"]`, (N,), or TRAINING_GUIDANCE without it."""
         count, _, height, width = latents.shape
         guidance = None
         if self._is_dev:
@@ -193,7 +193,7 @@ class Flux2Base(Base):
 
     @property
     def modelspec_architecture(self) -> str:
-        """dev as SwarmUI and musubi-tuner have it."""
+        """The name of dev that SwarmUI and musubi-tuner use."""
         return "Flux.2-dev" if self._is_dev else "flux-2-klein"
 
 

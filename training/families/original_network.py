@@ -42,7 +42,7 @@ def read_network(file: Path, config: Path, name: str, contents: Contents) -> Any
 def _lone_network(file: Path, config: Path, name: str, kind: str, contents: Contents) -> Any:
     """A network whose class diffusers reads from a file, while it has no such pipeline.
 
-    Those classes know the original repository's names, without what ComfyUI writes before them.
+    Those classes know the original repository's names, without the prefix that ComfyUI adds.
     """
     import diffusers
 
@@ -66,7 +66,7 @@ def _lone_network(file: Path, config: Path, name: str, kind: str, contents: Cont
 
 @contextmanager
 def _naming_what_is_missing(name: str) -> Iterator[None]:
-    """What a file does not fill has no memory and cannot be moved, or a reader asks for it."""
+    """Turn the errors about tensors that the file lacks into ones that say so."""
     try:
         yield
     except NotImplementedError as error:

@@ -1,6 +1,6 @@
 """Qwen-Image (also 2512): a Qwen2.5-VL encoder, two streams of text and 2 x 2 patches, a flow.
 
-Its VAE is one of videos, of which a picture is a single frame. Text has its own length in every
+Its VAE is made for videos; a picture is a single frame. Text has its own length in every
 sample; it is padded to a fixed one, with a mask beside it.
 """
 
@@ -157,7 +157,7 @@ class QwenImageBase(Base):
     def predict(self, latents: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         count, _, height, width = latents.shape
         told = conditions["mask"] > 0.5
-        # What nobody's text reaches is not computed; without a mask attention takes faster kernels.
+        # Padding that no sample's text reaches is cut off; without a mask attention is faster.
         longest = int(told.any(dim=0).nonzero().max()) + 1
         told = told[:, :longest]
         text = conditions["text"][:, :longest]
@@ -171,7 +171,10 @@ class QwenImageBase(Base):
         return from_tokens(output.sample.float(), self.patch, height, width)
 
     def guided(self, without: Tensor, with_text: Tensor, guidance: float) -> Tensor:
-        """As long, in every token, as the prediction with text: QwenImagePipeline's true CFG."""
+        """Guidance rescaled, in every token, to the length of the prediction with text.
+
+        This is QwenImagePipeline's true CFG.
+        """
         height, width = without.shape[-2:]
         wanted = to_tokens(with_text, self.patch).norm(dim=-1, keepdim=True)
         tokens = to_tokens(super().guided(without, with_text, guidance), self.patch)
@@ -183,7 +186,7 @@ class QwenImageBase(Base):
 
     @property
     def kohya_prefix(self) -> str:
-        """musubi-tuner's; ComfyUI has diffusers' module names, and reads them behind it."""
+        """musubi-tuner's prefix; ComfyUI reads diffusers' module names behind it."""
         return "lora_unet_"
 
     @property
@@ -192,5 +195,5 @@ class QwenImageBase(Base):
 
     @property
     def modelspec_architecture(self) -> str:
-        """As SwarmUI knows it; it does not mind the capitals of musubi-tuner's `Qwen-Image`."""
+        """SwarmUI's name, which it also accepts in the capitals of musubi-tuner (`Qwen-Image`)."""
         return "qwen-image"

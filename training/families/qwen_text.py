@@ -1,4 +1,4 @@
-"""Prompts through a Qwen3 language model, as diffusers' Z-Image and FLUX.2 pipelines ask it.
+"""Encodes prompts with a Qwen3 language model, as diffusers' Z-Image and FLUX.2 pipelines do.
 
 Prompts in, hidden states of the chosen layers and the mask of the padding out, fp32.
 """

@@ -1,6 +1,6 @@
-"""SDXL, and what was trained from it (Illustrious, Pony, NoobAI): two CLIP encoders, a 2D UNet.
+"""SDXL and models trained from it (Illustrious, Pony, NoobAI): two CLIP encoders, a 2D UNet.
 
-The UNet is also told each picture's size before scaling, where it was cut and how large it is.
+The UNet is also given each picture's size before scaling, where it was cut and how large it is.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SDXLBase(Base):
         }
 
     def is_read(self, encoder: str, module: str) -> bool:
-        """All but the first encoder's last layer: its hidden states are read before that one."""
+        """True but for the first encoder's last layer: its hidden states are read before that."""
         last = self.text_encoders[encoder].config.num_hidden_layers - 1
         return encoder != "text_encoder" or f"encoder.layers.{last}." not in module
 

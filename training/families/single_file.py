@@ -1,4 +1,4 @@
-"""A single-file checkpoint, as Civitai and ComfyUI have them: what its header says it holds.
+"""Reads from its header what a single-file checkpoint holds, as Civitai and ComfyUI have them.
 
 A path in, the family, parts and prediction type of the file out. Reads the safetensors header only,
 never a tensor, never a pickle.
@@ -36,7 +36,7 @@ PIPELINE_OF_TYPE = {
     "z-image-turbo": "ZImagePipeline",
     "qwen-image": "QwenImagePipeline",
 }
-# Where the parts lie in the file: the original repositories' names, and ComfyUI's.
+# The prefixes of the parts in the file: those of the original repositories, and ComfyUI's.
 DENOISER_PREFIX = "model.diffusion_model."
 _UNET = (DENOISER_PREFIX,)
 _VAE = ("first_stage_model.", "vae.")
@@ -67,13 +67,13 @@ PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "text_encoder": (_CLIP_L,),
         "text_encoder_2": (_T5,),
     },
-    # Of these diffusers reads no text encoders, and of the last three no VAE.
+    # diffusers reads no text encoders from files of these families, and no VAE from the last three.
     "ZImagePipeline": {"transformer": (DENOISER_PREFIX, "layers."), "vae": _VAE},
     "Flux2Pipeline": {"transformer": (DENOISER_PREFIX, "double_blocks.")},
     "Flux2KleinPipeline": {"transformer": (DENOISER_PREFIX, "double_blocks.")},
     "QwenImagePipeline": {"transformer": (DENOISER_PREFIX, "transformer_blocks.")},
 }
-# Names of tensors that only models have which are shown pictures, too.
+# Names of tensors that only models have which also take pictures as input.
 _SHOWN_PICTURES = {
     "siglip_pad_token": "Z-Image-Omni",
     "__index_timestep_zero__": "Qwen-Image-Edit-2511",  # ComfyUI's mark
@@ -93,7 +93,7 @@ _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
-    # Plain fp8 is widened: no network is loaded in it.
+    # Plain fp8 is widened, since no network is loaded in it.
     "F8_E4M3": torch.bfloat16,
     "F8_E5M2": torch.bfloat16,
 }
@@ -124,8 +124,8 @@ class Contents:
     model_type: str  # as diffusers calls it
     pipeline: str
     default_config: str  # hub id of the configs that diffusers takes
-    dtypes: Mapping[str, torch.dtype]  # of every part that is in the file
-    size_bytes: int  # of the tensors, as they will be stored
+    dtypes: Mapping[str, torch.dtype]  # the type of every part that is in the file
+    size_bytes: int  # the bytes of the tensors, as they will be stored
     prediction_type: str | None  # None: the file does not say
     zero_terminal_snr: bool
 
@@ -144,9 +144,9 @@ def spelled(path_or_id: str | Path) -> Spelling | None:
 def inspect(file: Path, rest: str | None = None) -> Contents:
     """What the checkpoint holds, by its header.
 
-    The family is told from the tensors' names and shapes as diffusers does. `rest` is the pipeline
-    of the folder that completes the file: it decides for a UNet without text encoders, of which
-    diffusers knows the family by them alone. Raises UserError for what is no checkpoint of a
+    The family is known by the tensors' names and shapes, as in diffusers. `rest` is the pipeline of
+    the folder that completes the file: it decides for a UNet without text encoders, which is all
+    that diffusers could know its family by. Raises UserError for what is no checkpoint of a
     family that can be trained: a pickle, a broken file, an adapter, a VAE alone, an inpainting
     model, quantised weights.
     """
@@ -252,8 +252,8 @@ def _refuse_other_files(file: Path, names: Collection[str]) -> None:
 def _model_type(shapes: Mapping[str, list[int]]) -> tuple[str, str]:
     """diffusers' name of the kind of model, and the hub id of its configs.
 
-    Two kinds are ours: diffusers knows no Qwen-Image by its names, and FLUX.2 only as dev. Nothing
-    in a klein tells whether it is distilled: that is said by the folder that completes it.
+    Two kinds are added here: diffusers knows no Qwen-Image by its names, and FLUX.2 only as dev.
+    Nothing in a klein shows whether it is distilled; the folder that completes it says so.
     """
     from diffusers.loaders.single_file_utils import (
         DIFFUSERS_DEFAULT_PIPELINE_PATHS,
@@ -267,7 +267,7 @@ def _model_type(shapes: Mapping[str, list[int]]) -> tuple[str, str]:
     try:
         kind = infer_diffusers_model_type(hollow)
     except (LookupError, RuntimeError, NameError, ValueError, AttributeError):
-        # It reads values of ControlNets, and gives up on sizes that no published model has.
+        # diffusers reads values of ControlNets, and gives up on sizes that no published model has.
         return "unknown", ""
     if kind == "flux-2-dev" and _GUIDANCE_KEY not in bare:
         return "flux-2-klein", "black-forest-labs/FLUX.2-klein-base-4B"
@@ -277,7 +277,7 @@ def _model_type(shapes: Mapping[str, list[int]]) -> tuple[str, str]:
 def _dtype(
     file: Path, part: str, kinds: Mapping[str, str], shapes: Mapping[str, list[int]]
 ) -> torch.dtype:
-    """What most of a part's values are stored as."""
+    """The type in which most of a part's values are stored."""
     marked = next((name for name in kinds if _QUANTISED_KEYS.search(name)), None)
     counts: Counter[str] = Counter()
     for name, kind in kinds.items():
@@ -295,8 +295,8 @@ def _dtype(
 def _prediction(names: Iterable[str], metadata: Mapping[str, str]) -> tuple[str | None, bool]:
     """Whether the model predicts v, and whether its last step has no signal.
 
-    Two empty tensors by which NoobAI-XL and ComfyUI mark a checkpoint, `v_pred` and `ztsnr`; else
-    the header's `modelspec.prediction_type` (ModelSpec 1.0.1: epsilon or v).
+    NoobAI-XL and ComfyUI mark a checkpoint by two empty tensors, `v_pred` and `ztsnr`; without them
+    the header's `modelspec.prediction_type` counts (ModelSpec 1.0.1: epsilon or v).
     """
     marks = {"v_pred", "ztsnr"} & set(names)
     said = metadata.get("modelspec.prediction_type", "").strip().lower()

@@ -24,7 +24,7 @@ from training.family_facts import SD15
 # Module name endings in diffusers' UNet2DConditionModel; the same lists as its LoRA scripts.
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 UNET_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-# With these they are what kohya's LoCon has: all that is linear or a convolution in the modules
+# With these they are the layers of kohya's LoCon: all linear layers and convolutions in the modules
 # Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D.
 UNET_CONVOLUTIONS = (
     "conv1",
@@ -103,7 +103,7 @@ class StableDiffusionBase(Base):
 
     @property
     def kohya_version(self) -> str:
-        """As sd-scripts' `get_model_version_str_for_sd1_sd2`."""
+        """The same as sd-scripts' `get_model_version_str_for_sd1_sd2`."""
         v_prediction = self.objective.prediction_type == "v_prediction"
         return f"sd_{'v2' if self._is_sd2 else 'v1'}{'_v' if v_prediction else ''}"
 

@@ -1,4 +1,4 @@
-"""Prompts through a T5 encoder, as diffusers' SD3 and FLUX pipelines ask it.
+"""Encodes prompts with a T5 encoder, as diffusers' SD3 and FLUX pipelines do.
 
 Prompts in, hidden states out, fp32.
 """

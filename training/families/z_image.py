@@ -45,9 +45,11 @@ class ZImageBase(Base):
         "attention.to_out.0",
     )
     feed_forward_modules = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
-    unbatched_modules = ("cap_embedder",)  # captions of several lengths, one after the other
+    unbatched_modules = (
+        "cap_embedder",
+    )  # they hold captions of several lengths, one after the other
     half = Z_IMAGE.half
-    overflows_fp16 = True  # its pictures are black in it, as its authors were told
+    overflows_fp16 = True  # its pictures are black in fp16, as users told its authors
     is_flow = Z_IMAGE.is_flow
     defaults = Z_IMAGE.defaults
     patch = 2
@@ -105,7 +107,7 @@ class ZImageBase(Base):
 
     @property
     def kohya_prefix(self) -> str:
-        """SimpleTuner's: of the underscored names the only one that ComfyUI knows for Z-Image."""
+        """SimpleTuner's prefix, the only one with underscores that ComfyUI knows for Z-Image."""
         return "lycoris_"
 
     @property

@@ -17,7 +17,7 @@ from training.families import Base, load_base
 
 #: The forms that `Recipe.base_precision` names, the least rounded first.
 BASE_PRECISIONS = ("auto", "int8", "nf4")
-# The largest number of int8, which stands for the largest number of a row (bitsandbytes).
+# The largest number of int8; it stands for the largest number of a row (bitsandbytes).
 INT8_LARGEST = 127
 
 
@@ -26,12 +26,12 @@ def load_quantised(
 ) -> Base:
     """`load_base`, with the linear layers of the denoiser's blocks in the form `base_precision`.
 
-    int8: a scale for every row, the largest of it over 127 (Dettmers et al. 2022, LLM.int8()'s
-    weights; activations are not quantised, since its outliers are of a whole batch, and a sample's
-    numbers would depend on the samples beside it). nf4: 4-bit NormalFloat in blocks of 64 with
-    scales of 8 bits (Dettmers et al. 2023, QLoRA, section 3). auto: none, which is
-    `load_base` itself. Other layers (convolutions, norms, what is before and behind the blocks)
-    are in `dtype`, and so are all products.
+    int8: a scale for every row, its largest number over 127 (Dettmers et al. 2022, LLM.int8()'s
+    weights; activations are not quantised, since outliers are found over a whole batch, and a
+    sample's numbers would depend on the samples beside it). nf4: 4-bit NormalFloat in blocks of 64
+    with scales of 8 bits (Dettmers et al. 2023, QLoRA, section 3). auto: nothing is quantised, as
+    with `load_base`. Other layers (convolutions, norms, all before and behind the blocks) are in
+    `dtype`, and so are all products.
 
     The base is read into the host's memory first, whole and in `dtype`, and quantised layer by
     layer on `device`, where nothing larger than a layer of it has ever been. Raises UserError as
@@ -52,7 +52,7 @@ def load_quantised(
 
 
 def _blocks(denoiser: nn.Module) -> list[nn.Module]:
-    """What diffusers never splits over devices: the transformer's or UNet's blocks."""
+    """The transformer's or UNet's blocks, which diffusers never splits over devices."""
     names = set(denoiser._no_split_modules)  # type: ignore[arg-type]
     return [module for module in denoiser.modules() if type(module).__name__ in names]
 
@@ -72,7 +72,7 @@ def refuse_missing_package(base_precision: str) -> None:
 
 
 def _try_out(base_precision: str, device: torch.device) -> None:
-    """Raise UserError if weights cannot be held so on `device`."""
+    """Raise UserError if weights cannot be held in this form on `device`."""
     refuse_missing_package(base_precision)
     reason = "it leaves weights there as they are"
     cause: RuntimeError | None = None
@@ -146,7 +146,7 @@ def _quantise(weight: Tensor, base_precision: str, device: torch.device) -> nn.P
     return nf4.to(device)
 
 
-# What a layer needs of its weight, whatever form it is held in.
+# The functions below give a layer what it needs of its weight, in whatever form that is held.
 
 
 def is_quantised(weight: Tensor) -> bool:
@@ -173,7 +173,7 @@ def computed(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def dequantised(weight: Any, dtype: torch.dtype) -> Tensor:
     """The numbers that a quantised weight stands for.  # (out, in)"""
     if getattr(weight, "quant_state", None) is None:
-        # As bitsandbytes' MatMul8bitFp has it, which trains on processors.
+        # The same formula as in bitsandbytes' MatMul8bitFp, which trains on processors.
         scales: Tensor = weight.SCB.unsqueeze(1) * (1 / INT8_LARGEST)
         return weight.data.to(dtype).mul_(scales)
     import bitsandbytes

@@ -23,7 +23,7 @@ from training.recipe import Recipe
 
 def worker_mesh(device: torch.device, workers: int) -> DeviceMesh:
     """All workers of the process group in a row; to be called by all of them."""
-    # Else the mesh would choose a device of its own, where Ray has chosen one for this worker.
+    # Otherwise the mesh would choose a device by itself, though Ray has chosen one for this worker.
     torch.empty(1, device=device)
     return init_device_mesh(device.type, (workers,))
 
@@ -33,8 +33,9 @@ def load_sharded(
 ) -> Base:
     """`load_base`, with the denoiser's weights spread over the workers of `mesh`.
 
-    Read into the host's memory first, whole, and moved to `device` block by block. `offload`: the
-    shares stay in the host's memory, pinned, and only the block that computes is on the device.
+    It is read into the host's memory first, whole, and moved to `device` block by block. With
+    `offload` the shares stay in the host's memory, pinned, and only the block that computes is on
+    the device.
     Raises UserError as `load_base` does.
     """
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -48,8 +49,8 @@ def load_sharded(
         "reshard_after_forward": True,
         "offload_policy": policy,
     }
-    # What diffusers never splits over devices: the transformer's or UNet's blocks. The innermost
-    # first, since a block takes what the ones inside it have left.
+    # The transformer's or UNet's blocks, which diffusers never splits over devices. The innermost
+    # come first, since a block takes the weights that the blocks inside it have left.
     blocks = set(base.denoiser._no_split_modules)
     for module in reversed(list(base.denoiser.modules())):
         if type(module).__name__ in blocks:
@@ -62,7 +63,7 @@ def load_sharded(
 def refuse_quantised_shares(recipes: Iterable[Recipe]) -> None:
     """Raise UserError for a recipe whose base is quantised, which cannot be shared out.
 
-    FSDP2 and ZeRO gather tensors of one type; bitsandbytes' have scales beside them, of others.
+    FSDP2 and ZeRO gather tensors of one type; bitsandbytes' tensors have scales of other types.
     """
     for recipe in recipes:
         if recipe.base_precision != "auto":
@@ -92,8 +93,8 @@ def is_sharded(base: Base) -> bool:
 def whole(weight: Tensor) -> Tensor:
     """A base's weight outside of its block's forward pass, on the device that computes.
 
-    A shared one is gathered: all workers must ask for the same ones in the same order. A quantised
-    one is dequantised. Both are copies then, to be let go soon. Without gradient.
+    A shared weight is gathered: all workers must ask for the same ones in the same order. A
+    quantised one is dequantised. Both are then copies, to be let go soon, without gradient.
     """
     if is_quantised(weight):
         return dequantised(weight, torch.float32)
@@ -119,7 +120,7 @@ def whole(weight: Tensor) -> Tensor:
 
 
 def held_bytes(tensor: Tensor) -> int:
-    """The bytes of a base's tensor that this worker holds: of a shared one its own share."""
+    """The bytes of a base's tensor that this worker holds; its own share of a shared one."""
     held: Any = tensor
     if is_quantised(tensor):
         return int(tensor.nbytes) + scale_bytes(tensor)
@@ -129,5 +130,5 @@ def held_bytes(tensor: Tensor) -> int:
 
 
 def _is_share(tensor: Tensor) -> bool:
-    # DTensor's attribute; its module is imported only where there are shares.
+    # The attribute is DTensor's, whose module is imported only where there are shares.
     return hasattr(tensor, "placements")

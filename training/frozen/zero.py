@@ -2,7 +2,8 @@
 
 A base's folder in, a `Base` out whose denoiser's weights are gathered from all workers block by
 block, as with `training.frozen.sharding`'s FSDP2. Nothing of it is trained, so DeepSpeed is given
-no optimiser: gradients and optimiser states, which stages 1 and 2 share out, are the adapters'.
+no optimiser: the only gradients and optimiser states, which stages 1 and 2 share out, belong to
+adapters.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from training.families import Base, load_base
 def zero_config(dtype: torch.dtype, offload: bool) -> dict[str, Any]:
     """DeepSpeed's config, as docs/gpus.md prints it.
 
-    `offload`: the shares lie in the host's memory, pinned.
+    With `offload` the shares lie in the host's memory, pinned.
     """
     zero: dict[str, Any] = {
         "stage": 3,
-        # Small weights are shared out, too: else each worker would hold those of up to 100,000.
+        # Small weights are shared out too; by default each worker holds those of up to 100,000.
         "stage3_param_persistence_threshold": 0,
     }
     if offload:
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed asks for it; the loop's own counts
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed asks for it; the loop has its own
         "zero_optimization": zero,
     }
     if dtype in (torch.float16, torch.bfloat16):
@@ -51,15 +52,15 @@ def load_with_zero(
     """
     deepspeed = import_deepspeed()
     if device.type == "cpu":
-        # A kernel for reductions in inference, which DeepSpeed would compile for a minute here.
+        # DeepSpeed would compile a kernel for reductions in inference here, for a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     base = load_base(path_or_id, "cpu", dtype)
     denoiser = base.denoiser
     denoiser.requires_grad_(False)
     blocks = _innermost_blocks(denoiser)
-    # A block is gathered as a whole: its layers' weights are read past their own forward passes.
+    # A block is gathered as a whole, since adapters read its layers' weights by themselves.
     deepspeed.utils.set_z3_leaf_modules(denoiser, list({type(block) for block in blocks}))
-    # Ray sets it; alone, DeepSpeed's own launcher would.
+    # Ray sets it, and so would DeepSpeed's own launcher; without either it is set here.
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     engine, *_ = deepspeed.initialize(
         model=denoiser, config=zero_config(dtype, offload), dist_init_required=False
@@ -82,7 +83,7 @@ def release_engine(engine: Any) -> None:
 
     engine.destroy()
     parameter_offload.FWD_MODULE_STACK.clear()
-    # After a backward pass the modules are the keys of a cache of this method, one for all engines.
+    # After a backward pass, a cache of this method, one for all engines, has the modules as keys.
     coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
     wrapped = coordinator._PartitionedParameterCoordinator__params_to_release
     for cell in wrapped.__closure__:
@@ -95,7 +96,7 @@ def is_zero_share(weight: Tensor) -> bool:
 
 
 def gathered(weight: Any) -> Tensor:
-    """The whole of a shared weight, a copy; all workers must ask together.  # its own shape"""
+    """A copy of a whole shared weight; all workers must ask together.  # its own shape"""
     import deepspeed
 
     if weight.ds_status.name == "AVAILABLE":  # its block is computing
@@ -107,7 +108,7 @@ def gathered(weight: Any) -> Tensor:
 
 
 def _innermost_blocks(denoiser: Any) -> list[nn.Module]:
-    """What diffusers never splits over devices, without what has other such blocks in it."""
+    """The blocks that diffusers never splits over devices, without those that contain others."""
     names = set(denoiser._no_split_modules)
 
     def is_block(module: nn.Module) -> bool:
@@ -121,7 +122,7 @@ def _innermost_blocks(denoiser: Any) -> list[nn.Module]:
 
 
 def import_deepspeed() -> Any:
-    """The package; UserError where it is not installed."""
+    """Import the package; UserError where it is not installed."""
     try:
         import deepspeed
     except ImportError as error:

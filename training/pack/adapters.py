@@ -98,7 +98,7 @@ def adapted_layers(base: Base, network: Network) -> dict[str, Layer]:
 def check_layers(base: Base, network: Network) -> None:
     """Raise UserError where `initial_adapter` would.
 
-    Of the layers only names and shapes are looked at: `base` may be on `meta`.
+    Only names and shapes of the layers are looked at, so `base` may be on `meta`.
     """
     for name, layer in adapted_layers(base, network).items():
         if network.init == "pissa":
@@ -108,12 +108,12 @@ def check_layers(base: Base, network: Network) -> None:
 def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor]:
     """The adapter before its first step, as `adapter_state` gives it: it changes no output yet.
 
-    PEFT's initial weights, number for number: A Kaiming-uniform, drawn on the CPU from `seed`
-    alone, B zero, DoRA's magnitudes the norms of the base weight's rows or columns, or of a
-    convolution's channels. With PiSSA A and B are of the base weight itself, and their product is
-    taken off again: see `principal_factors`.
+    The weights are PEFT's initial ones, number for number: A is Kaiming-uniform, drawn on the CPU
+    from `seed` alone, B is zero, and DoRA's magnitudes are the norms of the base weight's rows or
+    columns, or of a convolution's channels. With PiSSA, A and B are taken from the base weight
+    itself, and their product is subtracted again: see `principal_factors`.
 
-    Raises UserError for a PiSSA of a rank that a layer has not.
+    Raises UserError for a PiSSA whose rank is larger than that of a layer.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -126,7 +126,7 @@ def initial_adapter(base: Base, network: Network, seed: int) -> dict[str, Tensor
         own = network_of(network, name, weight_shape(layer))
         down_shape = part_shape(DOWN, own.rank, layer)
         up_shape = part_shape(UP, own.rank, layer)
-        # PEFT makes two layers, which draw weights of their own, before it draws A.
+        # PEFT creates its two layers first, and each of them draws weights that PEFT then replaces.
         draw(*down_shape), draw(*up_shape)
         parts[name, DOWN] = draw(*down_shape)
         parts[name, UP] = torch.zeros(up_shape)
@@ -208,7 +208,7 @@ def _check(
 
 
 def bank_on(base: Base) -> AdapterBank | None:
-    """The bank that is on the base's denoiser."""
+    """The bank that is on the base's denoiser; None without one."""
     for module in base.denoiser.modules():
         if isinstance(module, BankLayer):
             return module.bank
@@ -217,9 +217,9 @@ def bank_on(base: Base) -> AdapterBank | None:
 
 @contextmanager
 def cut_at(base: Base, rank: int) -> Iterator[None]:
-    """Within the block the adapter that acts alone on `base` does so with its first `rank` ranks.
+    """Within the block, let the adapter that acts alone on `base` act with its first `rank` ranks.
 
-    Raises RuntimeError when none does.
+    Raises RuntimeError when no adapter acts alone.
     """
     bank = bank_on(base)
     if bank is None:

@@ -41,7 +41,7 @@ from training.recipe import Network
 # In the order of `LayerTensors`.
 GAINS = (INPUT_MAGNITUDE, OUTPUT_MAGNITUDE)
 
-# torch.nn.utils.clip_grad_norm_ adds as much to the norm.
+# torch.nn.utils.clip_grad_norm_ adds the same number to the norm.
 CLIP_EPS = 1e-6
 
 
@@ -69,7 +69,7 @@ class AdapterBank:
             magnitude: tuple(k for k, own in enumerate(networks) if magnitude in parts_of(own))
             for magnitude in MAGNITUDES.values()
         }
-        # 1 for slots without the magnitude, which they act as if they had.  # (K, 1)
+        # 1 for slots without the magnitude, which compute as if it were the norm.  # (K, 1)
         self._others = {
             magnitude: torch.tensor(
                 [[float(k not in slots)] for k in range(len(networks))], device=self.device
@@ -88,30 +88,31 @@ class AdapterBank:
         self._of_encoder = [is_of_encoder(name) for name in layers]
         self._norms: dict[int, dict[str, Tensor]] = {}  # by group and magnitude, (L, K, dim)
         self._tensors: dict[tuple[torch.dtype, Slots, bool], dict[int, LayerTensors]] = {}
-        self._slots: Slots = None  # that act; None: all
-        self._cuts: dict[int, int] = {}  # slot -> the rank that it acts with, where not its own
-        # By slots that are no run: what the layers add up for them, by group and part.
+        self._slots: Slots = None  # the slots that act; None: all
+        # slot -> the rank that it acts with, if that is not its own
+        self._cuts: dict[int, int] = {}
+        # Where layers add up gradients for slots with gaps between them, by group and part.
         self._gathered: dict[Slots, list[dict[str, Tensor]]] = {}
         self.is_off = False
 
     def _added_in(self, group: Group) -> dict[str, Tensor]:
-        """Where a group's layers add up gradients, by part: in `grads` itself.  # (L, K, ...)
+        """The tensors in which a group's layers add up gradients, by part.  # (L, K, ...)
 
-        But for DOWN of kernels, which layers take `by_cell` and rows do not.
+        They are views of `grads`, except for DOWN of kernels, which layers take `by_cell`.
         """
         added = {part: group.view(self.grads, part).transpose(0, 1) for part in group.shapes}
         if group.cells > 1:
             added[DOWN] = by_cell(added[DOWN], group.cells)
         return added
 
-    # Weights of one slot, in the shapes of its own rank.
+    # The weights of one slot, in the shapes of its own rank.
 
     def split(self, slot: int, row: Tensor) -> Parts:
         """A row of `weights`, or of something like it, as the parts of the slot's updates."""
         return self._split(slot, row, stored=False)
 
     def _split(self, slot: int, row: Tensor, stored: bool) -> Parts:
-        """`stored`: in the shapes of files, whose ranks are PiSSA's."""
+        """As `split`; with `stored`, PiSSA's parts have the shapes that they have in files."""
         parts = {}
         for group in self._groups:
             network = group.networks[slot]
@@ -150,7 +151,7 @@ class AdapterBank:
         kernels = sum(grad[:, 0].nbytes for grad in self._kernel_grads())
         return self.weights[0].nbytes + self.grads[0].nbytes + kernels
 
-    # What the layers compute with.
+    # The tensors that the layers compute with.
 
     def changed(self) -> None:
         """To be called after every change of `weights`."""
@@ -179,10 +180,11 @@ class AdapterBank:
         return tuple(range(len(self.networks))) if self._slots is None else self._slots
 
     def cut(self, slot: int, rank: int | None) -> None:
-        """From here on let the slot act, and be trained, with its first `rank` ranks alone.
+        """From here on, let the slot act and be trained with its first `rank` ranks alone.
 
-        None: with all. The scale stays that of the whole adapter, so that the update of a smaller
-        rank is a part of the sum that a larger one's is. Gradients of the other ranks are zero.
+        With None it has all of them. The scale stays that of the whole adapter, so that the update
+        of a smaller rank is a part of the sum that makes a larger one. Gradients of the other ranks
+        are zero.
         """
         if self._cuts.get(slot) == rank:
             return
@@ -214,8 +216,8 @@ class AdapterBank:
     def layer_tensors(self, index: int, dtype: torch.dtype) -> LayerTensors:
         """The tensors of layer `index`, made once for each state of the weights.
 
-        Those of the denoiser and of text encoders apart: where workers share the former's weights,
-        they must all gather them together, in its forward pass.
+        The denoiser's tensors are made apart from those of text encoders: where workers share the
+        denoiser's weights, all of them must gather them together, in its forward pass.
         """
         key = (dtype, self._slots, self._of_encoder[index])
         if key not in self._tensors:
@@ -256,7 +258,7 @@ class AdapterBank:
         return slots is None or any(magnitude in parts_of(self.networks[k]) for k in slots)
 
     def _grads_of(self, slots: Slots) -> list[dict[str, Tensor]]:
-        """Where the layers add up the gradients of the slots: by group and part, (L, n, ...)."""
+        """Where layers add up the slots' gradients, by group and part.  # (L, n, ...)"""
         if slots in self._gathered:
             return self._gathered[slots]
         found = [
@@ -293,7 +295,7 @@ class AdapterBank:
         for magnitude, squares in group.squares.items():
             slots = self._dora_slots[magnitude]
             compute = output_norms if magnitude == OUTPUT_MAGNITUDE else input_norms
-            # One at a time, since those of a shared or quantised base are copies.
+            # One weight at a time, since weights of a shared or quantised base are copies.
             weights = (whole(layer.weight).flatten(1) for layer in group.layers)
             own = of_slots(down, slots).contiguous(), of_slots(up, slots)
             size = len(group.layers), len(self.networks), squares.shape[-1]
@@ -315,14 +317,14 @@ class AdapterBank:
             grad.zero_()
 
     def _kernel_grads(self) -> list[Tensor]:
-        """What the layers add up outside of `grads`."""
+        """The gradients that layers add up outside of `grads`."""
         both = zip(self._groups, self._added, strict=True)
         return [added[DOWN] for group, added in both if group.cells > 1]
 
     def collect_gradients(self) -> None:
         """Turn what the layers have added up since `zero_grad` into gradients of `weights`, once.
 
-        By the chain rule: the scale for B, one over the norm for a magnitude.
+        The chain rule asks for the scale on B's gradient and for 1/norm on a magnitude's.
         """
         if len(self._norms) < len(self._groups):
             raise RuntimeError("the weights have changed since the layers added up gradients")
@@ -352,7 +354,7 @@ class AdapterBank:
 
 
 def _unbound(gains: Tensor | None, group: Group) -> Sequence[Tensor | None]:
-    """(L, K, dim) as L times (K, 1, dim); L times None if there are no gains."""
+    """(L, K, dim) as L tensors of (K, 1, dim); L times None if there are no gains."""
     return [None] * len(group.layers) if gains is None else gains.unsqueeze(2).unbind()
 
 
@@ -361,7 +363,7 @@ def install(
 ) -> None:
     """Put the bank on `parent`, whose layers `layers` are, by module name.
 
-    They are those of the bank from number `first` on.
+    In the bank they have the numbers from `first` on.
     """
     for index, (name, layer) in enumerate(layers.items(), first):
         kind = BankConv if isinstance(layer, nn.Conv2d) else BankLinear

@@ -1,7 +1,7 @@
-"""The slots of a pack that act, and their share of what is there of all.
+"""The slots of a pack that act, and their parts of tensors that hold all slots.
 
-Slots and tensors with a slot axis in, smaller tensors out. Where the slots lie side by side these
-are views, so that gradients can be added up in place.
+Slots and tensors with a slot axis in, smaller tensors out. Where no other slot lies between them
+the result is a view, so that gradients can be added up in place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Ascending indices of slots; None: all.
+#: Ascending indices of slots; None means all of them.
 Slots = tuple[int, ...] | None
 
 
@@ -19,7 +19,10 @@ def is_run(slots: Slots) -> bool:
 
 
 def of_slots(tensor: Tensor, slots: Slots) -> Tensor:
-    """What is the slots': a view if they are a run, else a copy.  # (L, K, ...) -> (L, n, ...)"""
+    """The part that belongs to the slots; a view if they have no gaps, else a copy.
+
+    # (L, K, ...) -> (L, n, ...)
+    """
     if slots is None:
         return tensor
     if is_run(slots):
@@ -28,7 +31,7 @@ def of_slots(tensor: Tensor, slots: Slots) -> Tensor:
 
 
 def put_slots(tensor: Tensor, slots: Slots, values: Tensor) -> None:
-    """Set what is the slots'.  # (L, K, ...), (L, n, ...)"""
+    """Set the part that belongs to the slots.  # (L, K, ...), (L, n, ...)"""
     if is_run(slots):
         of_slots(tensor, slots).copy_(values)
     else:

@@ -33,7 +33,7 @@ def by_cell(down: Tensor, cells: int) -> Tensor:
 
 
 def by_channel(down: Tensor, cells: int) -> Tensor:
-    """What `by_cell` was given.  # (..., R·cells, in) -> (..., R, in·cells)"""
+    """The inverse of `by_cell`.  # (..., R·cells, in) -> (..., R, in·cells)"""
     if cells == 1:
         return down
     return down.unflatten(-2, (-1, cells)).flip(-2).mT.flatten(-2)
@@ -41,7 +41,7 @@ def by_channel(down: Tensor, cells: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Window:
-    """Where the cells of a convolution's kernel lie over a picture of one size."""
+    """Where the cells of a convolution's kernel lie over an input of one size."""
 
     size: Pair  # of the picture
     kernel: Pair
@@ -50,12 +50,12 @@ class Window:
 
     @property
     def is_cell(self) -> bool:
-        """Whether every output cell is of the one input cell that it lies on."""
+        """Whether every output cell depends on one input cell alone, the one that it lies on."""
         return self.kernel == self.stride == (1, 1)
 
     @property
     def margin(self) -> Pair:
-        """Of the transposed convolution, whose windows are those of `F.fold`."""
+        """The padding of the transposed convolution, whose windows are those of `F.fold`."""
         return self._pair(lambda axis: self.kernel[axis] - 1 - self.padding[axis])
 
     @property
@@ -66,7 +66,7 @@ class Window:
         )
 
     def add_cells(self, products: Tensor) -> Tensor:
-        """The convolution, of the products of every input cell with every cell of the kernel.
+        """The convolution, made of the products of every input cell with every cell of the kernel.
 
         # (N, R·cells, h·w) -> (N, R, h'·w')
         """
@@ -95,7 +95,7 @@ class Window:
 
 
 class BankConv(BankLayer):
-    """For a convolution.  # (N, in, h, w) -> (N, out, h', w')"""
+    """Stands for a convolution.  # (N, in, h, w) -> (N, out, h', w')"""
 
     def _packed(self, x: Tensor, layer: LayerTensors) -> Tensor:
         base: Any = self.base_layer
@@ -108,7 +108,7 @@ class BankConv(BankLayer):
 class _PackedConv(torch.autograd.Function):
     """y = (W * (g∘x) + B·(A * (g∘x))) ∘ h + bias: `_PackedLinear` with a convolution for W and A.
 
-    DoRA's gains g (input channels) and h (output channels) are of norms without gradient, too.
+    The norms of DoRA's gains g (input channels) and h (output channels) carry no gradient either.
     """
 
     @staticmethod

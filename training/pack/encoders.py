@@ -1,4 +1,4 @@
-"""A base's text encoders as part of an adapter: their layers, the bank on them, and bare again.
+"""Adapters on a base's text encoders: which layers have one, and how it is put on and taken off.
 
 A base and a network in, layers by the names that they have in a bank out. The weights of an encoder
 are never touched.
@@ -20,9 +20,9 @@ from training.recipe import Network
 def encoder_layers(base: Base, network: Network) -> dict[str, Layer]:
     """The layers of the text encoders that get an update; none where the network trains none.
 
-    Those that diffusers' scripts train: the attentions' projections; with the feed-forward layers
-    where the denoiser's preset has them, those of kohya. A layer that no output rests on is left
-    out: it could learn nothing.
+    They are the attentions' projections, as in diffusers' scripts, and with the preset's
+    feed-forward layers also those, as in kohya's. A layer on which no output depends is left out,
+    since it could learn nothing.
     """
     if network.text_encoder is None:
         return {}
@@ -40,7 +40,7 @@ def encoder_layers(base: Base, network: Network) -> dict[str, Layer]:
 
 
 def install_on_encoders(base: Base, layers: Mapping[str, Layer], bank: AdapterBank) -> None:
-    """Put the bank on those of its `layers` that are the text encoders'."""
+    """Put the bank on those of its `layers` that belong to text encoders."""
     first = sum(not is_of_encoder(name) for name in layers)
     for component, encoder in base.text_encoders.items() if first < len(layers) else ():
         prefix = f"{component}."

@@ -1,4 +1,4 @@
-"""Layers of one shape, which a bank handles at once: where their updates lie in a slot's row.
+"""Layers of one shape, which a bank computes together, and where their updates lie in a row.
 
 Layers and the slots' networks in, groups out, which the bank reads and writes its rows by.
 """
@@ -43,7 +43,7 @@ class Group:
     squares: Mapping[str, Tensor]  # magnitude -> the weights' squared norms, (L, out or in)
 
     def view(self, rows: Tensor, part: str) -> Tensor:
-        """A part of all slots and layers as a view of the rows.  # (K, L, ...)"""
+        """One part of the updates of all slots and layers, as a view of the rows.  # (K, L, ...)"""
         block = rows[:, self.columns[part]]
         return block.view(len(rows), len(self.layers), *self.shapes[part])
 
@@ -56,7 +56,7 @@ class Group:
 def groups_of(
     layers: Mapping[str, Layer], networks: Sequence[Network], device: torch.device
 ) -> list[Group]:
-    """The layers of a bank in groups; a row has their parts one group after the other."""
+    """The layers of a bank in groups; a row holds the parts of one group after the other."""
     used = {part for network in networks for part in parts_of(network)}
     magnitudes = [magnitude for magnitude in MAGNITUDES.values() if magnitude in used]
     parts = [DOWN, UP, *magnitudes]

@@ -2,8 +2,8 @@
 
 Every worker has the weights and gradients of all slots; a slot's optimiser state and its average of
 the weights are with its keeper alone, who takes the step and gives the others the new weights.
-A share is a whole slot and never a part of one, so that every optimiser takes the very step that it
-takes otherwise: also one that looks at the shape of a tensor, or at all weights of an adapter.
+A worker keeps whole slots and never a part of one, so that every optimiser takes the same step as
+without sharing: also one that looks at the shape of a tensor, or at all weights of an adapter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Keeper:
     """The worker that keeps one slot's optimiser, as the worker of `group` sees it."""
 
     rank: int
-    size: float  # of what is kept, in numbers for each number of an adapter
+    size: float  # how many numbers are kept for each number of an adapter
     group: Group
 
     @property
@@ -38,16 +38,17 @@ class Keeper:
         dist.broadcast(tensor, src=self.rank)
 
     def to_rank_0(self, make: Callable[[], T]) -> T | None:
-        """What the keeper makes, on rank 0; None on the others. To be called by all together."""
+        """What the keeper makes, on rank 0; None on the others. All must call it together."""
         return self.group.to_rank_0(self.rank, make)
 
 
 def keepers_for(
     recipes: Sequence[Recipe], group: Group, taken: Sequence[Keeper] = ()
 ) -> list[Keeper]:
-    """One for each recipe, the same on all workers: who has the least to keep comes first.
+    """Choose a keeper for each recipe, the one that keeps the least; the same on all workers.
 
-    `taken` are those of other slots. Of equals the last comes first, since rank 0 has more to do.
+    `taken` are the keepers of other slots. Among equals the last one is chosen, since rank 0 has
+    more to do.
     """
     loads = [0.0] * group.world_size
     counts = [0] * group.world_size

@@ -61,13 +61,13 @@ class BankLayer(nn.Module, ABC):
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """What a layer computes in."""
+    """The type that a layer computes in."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class BankLinear(BankLayer):
-    """For a linear layer.  # (N, ..., in) -> (N, ..., out)"""
+    """Stands for a linear layer.  # (N, ..., in) -> (N, ..., out)"""
 
     def __init__(self, base_layer: Layer, bank: AdapterBank, index: int) -> None:
         super().__init__(base_layer, bank, index)
@@ -77,7 +77,7 @@ class BankLinear(BankLayer):
     def prepare_traced(self) -> None:
         """To be called before every pass in which this layer is part of a compiled block.
 
-        What the bank holds for it is looked up here, since a compiler should not follow that.
+        The bank's tensors are looked up here, since a compiler should not follow that.
         """
         layer = self.bank.layer_tensors(self._index, torch.float32)
         if layer is self._leaves_are_of:
@@ -133,7 +133,7 @@ class _PackedLinear(torch.autograd.Function):
             output = direction * layer.output_gain
             output = (output if bias is None else output + bias).to(x.dtype)
         ctx.layer, ctx.shape = layer, x.shape
-        # Not as a saved tensor, which may come back without its scales.
+        # It is not saved as a tensor, which might come back without its scales.
         ctx.quantised = weight if is_quantised(weight) else None
         ctx.save_for_backward(
             weight if ctx.quantised is None else None,
@@ -169,7 +169,7 @@ class _PackedLinear(torch.autograd.Function):
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left·right; gradients add up in fp32, whatever they were computed in."""
-    # On a CPU PyTorch takes one product after the other if the total lies apart in memory.
+    # On a CPU, PyTorch computes one product after the other if the total is not contiguous.
     at_once = total.is_cuda or total.is_contiguous()
     if at_once and total.dtype == left.dtype:
         total.baddbmm_(left, right)

@@ -17,7 +17,9 @@ SMALLEST_SQUARE = torch.finfo(torch.float32).tiny
 
 
 def input_norms(weights: Iterable[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Of every input column or channel: ‖V‖² = ‖W‖² + colsum((2·Bᵀ·W + (Bᵀ·B)·A) ∘ A).
+    """The norm of every input column or channel of V.
+
+    ‖V‖² = ‖W‖² + colsum((2·Bᵀ·W + (Bᵀ·B)·A) ∘ A)
 
     # L x (out, in·cells), (L, in), (L, D, R, in·cells), (L, D, out, R) -> (L, D, in)
     """
@@ -28,7 +30,7 @@ def input_norms(weights: Iterable[Tensor], squares: Tensor, down: Tensor, up: Te
 
 
 def output_norms(weights: Iterable[Tensor], squares: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Of every output row, which is a column of Vᵀ = Wᵀ + Aᵀ·Bᵀ.
+    """The norm of every output row of V, which is a column of Vᵀ = Wᵀ + Aᵀ·Bᵀ.
 
     # L x (out, in), (L, out), (L, D, R, in), (L, D, out, R) -> (L, D, out)
     """
@@ -41,7 +43,7 @@ def _column_changes(weights: Iterable[Tensor], near: Tensor, far: Tensor) -> Ten
 
     # L x (m, n), (L, D, R, m), (L, D, R, n) -> (L, D, n)
     """
-    crossed = torch.empty(far.shape, device=far.device)  # contiguous, whatever `far` is
+    crossed = torch.empty(far.shape, device=far.device)  # contiguous, also where `far` is not
     for weight, factor, product in zip(
         weights, near.flatten(1, 2), crossed.flatten(1, 2), strict=True
     ):

@@ -21,12 +21,12 @@ from training.pack.bank import AdapterBank
 # Adafactor factors a matrix into rows and columns and clips a part by its own size; the 8-bit
 # moments have a scale for each 256 numbers of a tensor, and small tensors keep 32 bits.
 BY_PART = ("adafactor", "adamw8bit")
-# What is counted for all weights together, beside the state of every weight.
+# What the library counts once for all weights, beside the state of each weight.
 SHARED_NUMBERS = {
     "prodigy": ("d", "d_max", "d_numerator", "k"),
     "schedulefree": ("k", "weight_sum", "lr_max"),
 }
-# Of Adafactor: the epsilon of the scaling by the weights, which is off.
+# Adafactor's second epsilon is for scaling by the weights, which is off here.
 UNUSED_EPS = 1e-3
 
 #: Parts of a layer's update: (module name, part)
@@ -50,14 +50,17 @@ class RowOptimizer:
         self._group = self.torch.param_groups[0]
 
     def averaged(self) -> Tensor | None:
-        """The row of the averaged weights, if the optimiser trains at others.  # (P,)"""
+        """The row of averaged weights, if the optimiser trains at other points than the average.
+
+        # (P,)
+        """
         if not isinstance(self._options, ScheduleFree) or not self._has_stepped():
             return None
         row: Tensor = self._bank.weights[self._index]
         trained = row.clone()
         self.torch.eval()  # type: ignore[attr-defined]
         averaged = row.clone()
-        # The way back by `train` would round: put back what was there.
+        # Going back by `train` would round, so the weights from before are put back.
         row.copy_(trained)
         self._group["train_mode"] = True
         return averaged
@@ -66,7 +69,7 @@ class RowOptimizer:
         """To be called after every step."""
         if self._options.type != "adamw8bit":
             return
-        # It moves what is not contiguous to memory of its own.
+        # The library moves a tensor that is not contiguous to memory of its own.
         for parameter, weight in zip(self._parameters, self._weights, strict=True):
             if parameter.data_ptr() != weight.data_ptr():
                 weight.copy_(parameter.data)
@@ -81,9 +84,10 @@ class RowOptimizer:
             parameter.data, parameter.grad = weight, grad
 
     def state(self) -> dict[str, Tensor]:
-        """All that the library keeps, by names of PEFT's parameters; empty before the first step.
+        """All that the library keeps; empty before the first step.
 
-        `optimizer/<parameter>/<kind>`, and `optimizer/<kind>` for what is counted for all together.
+        The names are `optimizer/<parameter>/<kind>` with PEFT's names of parameters, and
+        `optimizer/<kind>` for what is counted once for all of them.
         """
         tensors: dict[str, Tensor] = {}
         if not self._has_stepped():
@@ -134,7 +138,7 @@ class RowOptimizer:
             self._group[kind] = tensors[f"optimizer/{kind}"].item()
 
     def _placed(self, value: Tensor) -> Any:
-        """A copy on the bank's device; a plain integer where the library counts in such."""
+        """A copy on the bank's device; a plain integer where the library counts in such ones."""
         if value.dtype == torch.int64:
             return int(value)
         return value.to(self._bank.device, copy=True)
@@ -165,7 +169,7 @@ def _make(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Opt
         settings["eps"] = (options.eps, UNUSED_EPS)
         settings |= {"relative_step": False, "scale_parameter": False, "warmup_init": False}
     optimizer: torch.optim.Optimizer = library_class(options)(parameters, **settings)
-    # Set afterwards, since prodigyopt prints a line when it is given one.
+    # It is set afterwards, since prodigyopt prints a line when it is given one.
     optimizer.param_groups[0]["weight_decay"] = options.weight_decay
     if isinstance(options, ScheduleFree):
         optimizer.train()  # type: ignore[attr-defined]

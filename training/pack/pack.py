@@ -65,9 +65,9 @@ def form_pack(
 ) -> Pack:
     """Put the trials on `base`, which has no adapter on it.
 
-    `scaled`: with loss scalers, for fp16. `group`: the workers, each of whom keeps the optimisers
-    of a part of the trials; None: every worker has all. Raises ValueError if trials cannot share a
-    pack, UserError for contents that do not fit `base`.
+    `scaled` adds loss scalers, for fp16. The workers of `group` keep the optimisers of a part of
+    the trials each; with None every worker has all of them. Raises ValueError if trials cannot
+    share a pack, UserError for contents that do not fit `base`.
     """
     if len({shared_by_a_pack(one.trial.recipe) for one in states}) != 1:
         raise ValueError("trials of a pack must agree on all that `shared_by_a_pack` names")

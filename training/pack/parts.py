@@ -20,8 +20,8 @@ from training.recipe import Network
 Parts = dict[tuple[str, str], Tensor]
 Layer = nn.Linear | nn.Conv2d
 
-# What the names of text encoders begin with. In a bank a layer of one is called by its encoder's
-# name and its own (`text_encoder.encoder.layers.0.mlp.fc1`), the denoiser's by their own alone.
+# The beginning of text encoders' names. In a bank, a text encoder's layer is named by its encoder
+# and its own name (`text_encoder.encoder.layers.0.mlp.fc1`), a denoiser's by its own name alone.
 TEXT_ENCODER = "text_encoder"
 DOWN, UP = "lora_A", "lora_B"
 # The parts of one layer's update beside DOWN and UP, as they are called in checkpoints. PEFT knows
@@ -37,7 +37,7 @@ def parts_of(network: Network) -> tuple[str, ...]:
 
 
 def weight_shape(layer: Layer) -> tuple[int, ...]:
-    """Of the layer's weight as it computes with it; a quantised one is stored in another shape."""
+    """The shape of the weight that the layer computes with; quantised ones are stored otherwise."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     # A shared weight is empty outside of its block's forward pass.
@@ -45,17 +45,17 @@ def weight_shape(layer: Layer) -> tuple[int, ...]:
 
 
 def has_kernel(shape: Sequence[int]) -> bool:
-    """Whether a weight (or DOWN) of this shape is of a convolution over more than one cell."""
+    """Whether a weight (or DOWN) of this shape belongs to a convolution over more than one cell."""
     return any(side > 1 for side in shape[2:])
 
 
 def is_of_encoder(name: str) -> bool:
-    """Whether a bank's layer of this name is a text encoder's."""
+    """Whether a bank's layer of this name belongs to a text encoder."""
     return name.startswith(TEXT_ENCODER)
 
 
 def network_of(network: Network, name: str, shape: Sequence[int]) -> Network:
-    """The network with the rank and alpha that it has on the layer `name`, of such a weight."""
+    """The network with the rank and alpha that it has on the layer `name` with such a weight."""
     if is_of_encoder(name):
         return network.of_encoders()
     return network.of_kernels() if has_kernel(shape) else network
@@ -84,7 +84,7 @@ def flat_shape(part: str, rank: int, layer: Layer) -> tuple[int, ...]:
 
 
 def unpadded(tensor: Tensor, part: str, rank: int, layer: Layer) -> Tensor:
-    """A view of a part in its flat shape and of a larger rank, as `part_shape` has it."""
+    """A view of a padded part in its flat shape, cut to its own rank and shaped as `part_shape`."""
     if part == DOWN:
         tensor = tensor[:rank]
     elif part == UP:
@@ -100,7 +100,7 @@ def axes_under(magnitude: str, layer: Layer) -> list[int]:
 
 
 def refuse_unknown_kernels(name: str, layer: Layer) -> None:
-    """UserError for a convolution of which `training.pack.conv` has not the form."""
+    """UserError for a convolution of a form that `training.pack.conv` does not compute."""
     if isinstance(layer, nn.Linear):
         return
     plain = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"

@@ -1,8 +1,9 @@
-"""PiSSA in the bank: what the layers compute with while B and A are trained away from B0 and A0.
+"""PiSSA in the bank: B and A start at B0 and A0, the largest part of the weight, and train away.
 
-Rows of weights in, rows that act out, and back with their gradients. The update is B·A - B0·A0 and
-the base is not touched. It is computed as (B - B0)·A + B0·(A - A0), of rank 2r: rounding to half
-precision is then relative to the change, where B·A and B0·A0 would be rounded as a whole each.
+Rows of weights in, rows that the layers compute with out, and the gradients the same way back. The
+update is B·A - B0·A0, and the base is not touched. It is computed as (B - B0)·A + B0·(A - A0), of
+rank 2r: rounding to half precision is then relative to the change, where B·A and B0·A0 would each
+be rounded as a whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def stacked(trained: Parts, first: Parts) -> Parts:
 
 
 def unstacked(whole: Parts) -> tuple[Parts, Parts]:
-    """What `stacked` was given: the trained parts, and A0 and -B0."""
+    """The inverse of `stacked`: the trained parts, and A0 and -B0."""
     trained, first = dict(whole), {}
     for key, tensor in whole.items():
         if key[1] in (DOWN, UP):
@@ -35,7 +36,7 @@ def unstacked(whole: Parts) -> tuple[Parts, Parts]:
 
 
 def small_factors(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """A over A - A0, and (B - B0, B0), of the same product as A over A0 and (B, -B0).
+    """A over A - A0, and (B - B0, B0): they have the same product as A over A0 and (B, -B0).
 
     # (2r, in), (out, 2r) -> the same shapes; kernels likewise
     """
@@ -49,9 +50,9 @@ def small_factors(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Places:
-    """Of one slot, where in the flattened rows its factors' first and second r ranks are."""
+    """Where one slot's factors have their first and second r ranks in the flattened rows."""
 
-    keys: tuple[tuple[str, str], ...]  # in the order of the numbers
+    keys: tuple[tuple[str, str], ...]  # in the order in which the numbers lie
     first: Tensor
     second: Tensor
 
@@ -92,7 +93,7 @@ class FirstFactors:
                 offset[places.first] = values
 
     def of(self, slot: int) -> Parts:
-        """A slot's A0 and -B0; empty for a slot without."""
+        """A slot's A0 and -B0; empty for a slot without PiSSA."""
         return self._parts.get(slot, {})
 
     def acting(self, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """PiSSA's first factors: the largest singular values and vectors of a layer's weight.
 
 A frozen layer and a network in, factors on the CPU out. Decomposing a large model takes minutes, so
-what is known of a layer is kept for the other trials on the same base, as long as the layer lives.
+a layer's result is kept for the other trials on the same base, as long as the layer lives.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from training.recipe import Network
 class _Principal:
     """The first terms of U·S·Vᵀ, fp32 on the CPU."""
 
-    version: int  # of the weight, which counts its changes
+    version: int  # the weight's own count of its changes
     left: Tensor  # (out, n)
     values: Tensor  # (n,), falling
     right: Tensor  # (n, in)
@@ -41,14 +41,15 @@ _known: WeakKeyDictionary[Layer, _Principal] = WeakKeyDictionary()
 
 
 def principal_factors(name: str, layer: Layer, network: Network) -> tuple[Tensor, Tensor]:
-    """A over A0 and (B, -B0), where A = A0 and B = B0 still.
+    """A over A0 and (B, -B0), where A is still A0 and B is still B0.
 
-    Meng et al. 2024 ("PiSSA", eq. 2 and 3), with the scale s of the update as in PEFT: of the r
-    largest of W = U·S·Vᵀ, A0 = √(S/s)·Vᵀ and B0 = U·√(S/s). They train s·B·A on W - s·B0·A0; the
-    base is not changed here, so the update is s·(B·A - B0·A0), to which PEFT converts on saving.
-    A kernel is the matrix that it is when flattened behind its first axis. `network` has the rank
-    and alpha of such layers. Raises UserError if the layer `name` has fewer than r values.
-    # (2r, in), (out, 2r); of kernels as in files
+    Meng et al. 2024 ("PiSSA", eq. 2 and 3), with the scale s of the update as in PEFT: from the r
+    largest values of W = U·S·Vᵀ, A0 = √(S/s)·Vᵀ and B0 = U·√(S/s). The paper trains
+    s·B·A on W - s·B0·A0. The base is not changed here, so the update is s·(B·A - B0·A0), to which
+    PEFT converts on saving. A kernel is taken as the matrix that is flattened behind its first
+    axis. `network` has the rank and alpha of such layers. Raises UserError if the layer `name` has
+    fewer than r values.
+    # (2r, in), (out, 2r); kernels in the shapes of files
     """
     refuse_missing_values(name, layer, network)
     found = _decompose(layer, network.rank)
@@ -64,7 +65,7 @@ def principal_factors(name: str, layer: Layer, network: Network) -> tuple[Tensor
 def refuse_missing_values(name: str, layer: Layer, network: Network) -> None:
     """UserError if the layer `name` has fewer singular values than `network`'s rank.
 
-    `network` has the rank of such layers; of the weight only the shape is looked at.
+    `network` has the rank of such layers. Only the shape of the weight is looked at.
     """
     outputs, *columns = weight_shape(layer)
     most = min(outputs, math.prod(columns))

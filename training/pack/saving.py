@@ -1,8 +1,8 @@
-"""The checkpoints of a pack's trials at a step: written, named all at once, then looked at.
+"""The checkpoints of a pack's trials at a step are written, then named, then looked at.
 
-Slots in, folders in their trials' folders out. Who is killed while pictures are drawn of one trial,
-which may take minutes, has lost the steps of none, and goes on with all of them at the same step:
-only the same pack does that bit for bit.
+Slots in, checkpoint folders out. All are saved before the first is looked at, since drawing
+pictures for one trial may take minutes. A worker that is killed meanwhile has lost no trial's steps
+and goes on with all of them at the same step; only the same pack goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def keep_checkpoints(
     survivable: type[Exception],
     fail: Callable[[Slot, Exception], None],
 ) -> list[Slot]:
-    """Save every slot as it is now; returns those that failed by that, or by being looked at.
+    """Save every slot as it is now, and look at each; returns the slots for which that failed.
 
     To be called on every rank; rank 0 writes. `look(trial, step, folder)` is called on every rank
     while the base acts with this trial's adapter alone. What is `survivable` is handed to `fail`
@@ -61,7 +61,7 @@ def keep_checkpoints(
 
 
 def _contents(slot: Slot, rank: int) -> Contents | None:
-    """What goes into a checkpoint, on rank 0, who writes it."""
+    """What goes into a checkpoint, on rank 0, which writes it; None on the other ranks."""
     if slot.keeper is not None:
         return slot.keeper.to_rank_0(slot.contents)
     return slot.contents() if rank == 0 else None

@@ -1,7 +1,7 @@
 """One trial's place in a pack: its row of the bank, and an optimiser and a loss scaler of its own.
 
 What a checkpoint holds in; the same out, at any step. The weights that are shown, scored and
-exported may be others than the trained ones: an average of them. A checkpoint then has both.
+exported may be an average of the trained ones. A checkpoint then has both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.pack.optimizer import RowOptimizer
 from training.pack.parts import UP, is_of_encoder
 from training.recipe import Recipe
 
-# In a checkpoint's state: the trained weights, where its adapter has others.
+# The prefix of the trained weights in a checkpoint's state, if its adapter is an average of them.
 TRAINED = "trained/"
 
 
@@ -61,11 +61,10 @@ class Slot:
         scaled: bool,
         keeper: Keeper | None = None,
     ) -> None:
-        """`scaled`: with a loss scaler, for fp16. The row holds the adapter of `saved` already.
+        """The row holds the adapter of `saved` already. `scaled` adds a loss scaler, for fp16.
 
-        `keeper`: of the optimiser and the average of the weights; None: every worker has them.
-
-        Raises UserError if the recipe's optimiser is not installed.
+        `keeper` alone has the optimiser and the average of the weights; with None every worker has
+        them. Raises UserError if the recipe's optimiser is not installed.
         """
         self.index = index
         self.trial = trial
@@ -96,7 +95,7 @@ class Slot:
     def take_step(self) -> None:
         """Change the weights by their gradients; an fp16 step that overflowed changes nothing.
 
-        Where another worker keeps the optimiser, the weights come by `share_step`.
+        Where another worker keeps the optimiser, `share_step` brings the weights.
         """
         if self.is_kept_here:
             self._step(self._bank.weights[self.index])
@@ -121,8 +120,8 @@ class Slot:
     def alone(self) -> Iterator[None]:
         """Within the block every sample sees this slot's adapter as its checkpoint has it.
 
-        Whole, at whatever nested rank the last step was. With a keeper all workers must enter it
-        together.
+        The adapter has all of its ranks, whichever nested rank the last step had. With a keeper,
+        all workers must enter the block together.
         """
         shown, row = self._shown(), self._bank.weights[self.index]
         if self.keeper is not None and self._averages:
@@ -145,7 +144,7 @@ class Slot:
 
     @property
     def _averages(self) -> bool:
-        """Whether what is shown is an average of the trained weights."""
+        """Whether the shown weights are an average of the trained ones."""
         options = self.recipe.optimizer
         return self.recipe.ema_decay is not None or isinstance(options, ScheduleFree)
 
@@ -159,8 +158,8 @@ class Slot:
     def contents(self) -> Contents:
         """All that is needed to go on from here, in this pack or in another.
 
-        Of a slot that another worker keeps, all that this one needs: the trained weights and the
-        loss scaler.
+        For a slot that another worker keeps, this is all that this worker needs: the trained
+        weights and the loss scaler.
         """
         adapter = adapter_state(self._bank, self.index, self._shown())
         return Contents(self.step, self.recipe, adapter, self.optimizer_state())
@@ -168,9 +167,9 @@ class Slot:
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimiser's state and the loss scaler as named tensors on the CPU.
 
-        With `trained/…`, the trained weights by the adapter's names, where the adapter is an
-        average of them. The schedule, the data order and all draws follow from the step and the
-        seed, so there is nothing of them to save.
+        Where the adapter is an average, the trained weights are there too, as `trained/…` and the
+        adapter's names. The schedule, the data order and all draws follow from the step and the
+        seed and need not be saved.
         """
         tensors = self._stepper.state()
         if self._shown() is not None:
@@ -201,8 +200,9 @@ class Slot:
 
 
 def _learning_rate_ratios(bank: AdapterBank, index: int, recipe: Recipe) -> dict[float, Tensor]:
-    """By how many times the optimiser's learning rate, the weights whose own it is: B's in LoRA+
-    and those of the text encoders. The others are left out.  # (P,) each, boolean
+    """The weights with a learning rate of their own, by its ratio to the optimiser's.
+
+    They are B's in LoRA+ and those of the text encoders.  # (P,) each, boolean
     """
     plus = getattr(recipe.optimizer, "lora_plus_ratio", 1.0)
     of_encoders = recipe.encoder_lr / recipe.optimizer.lr
@@ -220,7 +220,10 @@ def _learning_rate_ratios(bank: AdapterBank, index: int, recipe: Recipe) -> dict
 
 
 def _moving_average(row: Tensor, recipe: Recipe, step: int) -> Any:
-    """diffusers' average of a row that holds the average now, after `step` steps; None without."""
+    """diffusers' moving average, after `step` steps, of a row that holds the average now.
+
+    None if the recipe asks for no average.
+    """
     if recipe.ema_decay is None:
         return None
     from diffusers.training_utils import EMAModel

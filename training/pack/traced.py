@@ -1,7 +1,7 @@
 """A packed linear layer in plain differentiable operations, which a compiler can see through.
 
-The same numbers as `training.pack.layer` has them, up to rounding. Where that adds gradients to the
-bank's own tensors itself, here autograd does: a leaf's `grad` is the bank's tensor from the start.
+It computes the same numbers as `training.pack.layer`, up to rounding. That module adds gradients to
+the bank's tensors by itself; here autograd does, since a leaf's `grad` is the bank's tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Leaves:
 
 
 def leaf(tensor: Tensor, grad: Tensor | None) -> Tensor:
-    """The same numbers as the start of a graph, whose gradient is added to `grad`."""
+    """The same numbers as a leaf of the graph, whose gradient autograd adds to `grad`."""
     own = tensor.detach().requires_grad_()
     own.grad = grad
     return own

@@ -1,6 +1,6 @@
 """Trials that wait for a slot in a pack; the first to come is the first to get one.
 
-Trials with what is on disk of them in, their states for a pack out, their folders made ready.
+Trials in, the states from which they go on out, with their folders made ready.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.pack.slot import Trial
 from training.recipe import Recipe
 
 
-class Waiting:
+class WaitingTrials:
     """The trials that are not finished and have no slot yet."""
 
     def __init__(self, trials: Sequence[Trial], rank: int) -> None:
@@ -32,13 +32,13 @@ class Waiting:
 
     @property
     def shared(self) -> Recipe:
-        """The next trial's recipe; all have the same in what a pack shares."""
+        """The next trial's recipe, for the settings in which all trials of a pack agree."""
         return self._trials[0].recipe
 
     def step_samples(self, workers: int) -> int:
-        """The samples of a step: as the trials began, else those of so many workers.
+        """The samples of a step: those that the trials began with, else those of so many workers.
 
-        Raises ValueError for trials that differ in it.
+        Raises ValueError for trials that differ in their number.
         """
         found = {
             begun_with(trial.trial_dir) or samples_per_step(trial.recipe, workers)

@@ -1,4 +1,4 @@
-"""What a recipe asks of a base that the base, or this machine, does not have: said before training.
+"""Refuses, before training, what a recipe asks for and the base or this machine does not have.
 
 Recipes and a base's name in, nothing or a UserError out. Reads the base's configs and never its
 weights; the rules are the very functions that training itself calls later.
@@ -26,10 +26,10 @@ def check_on_base(
 ) -> None:
     """Raise UserError, naming field, reason and fix, for the first that cannot train on `base`.
 
-    Checked are the precision, the sizes of pictures, those of scores (`scored_px`, None for the
-    base's own) among them, the layers that `network.targets` names and the ranks that PiSSA finds
-    in them; and where it `trains_here`, with the packages of this Python, those that an optimiser
-    or a quantised base needs. Raises UserError like `load_base`.
+    Checked are the precision, the sizes of pictures (`scored_px` is the size of the scores'; None
+    is the base's own), the layers that `network.targets` names and the ranks that PiSSA finds in
+    them. Where it `trains_here`, with the packages of this Python, the packages that an optimiser
+    or a quantised base needs are checked too. Raises UserError like `load_base`.
     """
     recipes, kind = list(recipes), family_of(base)
     for recipe in recipes:
@@ -61,8 +61,8 @@ def _check_precision(recipe: Recipe, kind: type[Base]) -> None:
 
 
 def _asks_of_layers(network: Network) -> bool:
-    """Whether a base of the family may refuse it: every one has the layers that presets name.
+    """Whether layers have to be looked at: every base has the layers that presets name.
 
-    To make a network, if only of its config, takes seconds of imports.
+    Making a network, even from its config alone, takes seconds of imports.
     """
     return network.target_pattern is not None or network.init == "pissa"

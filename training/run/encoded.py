@@ -1,4 +1,4 @@
-"""What a sweep's trials learn from, encoded: the dataset and the sets of class pictures.
+"""The encoded pictures that a sweep's trials learn from: the dataset and sets of class pictures.
 
 A job's recipes in, latent caches out, each in memory once for all trials that can share it.
 """
@@ -20,7 +20,7 @@ from training.run.job import SweepJob
 
 
 class Encoded:
-    """Read from the disk, or encoded, when first asked for."""
+    """Latent caches that are read from the disk, or encoded, when they are first asked for."""
 
     def __init__(self, job: SweepJob, base: HeldBase, on_event: OnEvent) -> None:
         """`on_event` hears `Encoding` and `Buckets`."""

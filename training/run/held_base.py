@@ -34,7 +34,7 @@ class _Loaded:
 
 
 class HeldBase:
-    """Loaded when first asked for, and anew when a recipe needs another form."""
+    """The base of a worker, loaded when first asked for and when a recipe needs another form."""
 
     def __init__(self, job: SweepJob, device: torch.device, world_size: int) -> None:
         """To be called by all workers of the group together."""
@@ -49,8 +49,8 @@ class HeldBase:
         return None if self._loaded is None else self._loaded.compiled
 
     def for_training(self, recipe: Recipe) -> Base:
-        """The base in the recipe's form; the one before it is let go."""
-        # Asking for the family may ask the hub: once is enough.
+        """The base in the recipe's form; a base in another form is let go."""
+        # Asking for the family may ask the hub, so it is done only once.
         half = self._loaded.base.half if self._loaded else family_of(self._job.base).half
         wanted = base_dtype(recipe, self._device, half), recipe.base_precision
         loaded = self._loaded
@@ -63,7 +63,7 @@ class HeldBase:
     def for_encoding(self, recipe: Recipe) -> Base:
         """A base whose encoders are the recipe's: they do not depend on the denoiser's form."""
         if self._job.strategy == "deepspeed" and self._loaded is not None:
-            return self._loaded.base  # another could only be loaded by all workers together
+            return self._loaded.base  # only all workers together could load another one
         return self.for_training(recipe)
 
     def release(self) -> None:
@@ -71,7 +71,7 @@ class HeldBase:
         if self._loaded is not None and self._loaded.engine is not None:
             release_engine(self._loaded.engine)
         self._loaded = None
-        gc.collect()  # compiled and shared blocks are in cycles
+        gc.collect()  # compiled and shared blocks refer to themselves
 
     def _load(self, dtype: torch.dtype, form: str) -> _Loaded:
         job = self._job

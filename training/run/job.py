@@ -1,4 +1,4 @@
-"""What a worker group is given to do: the trials of a sweep, on one base and one dataset.
+"""The job of a worker group: the trials of a sweep, on one base and one dataset.
 
 Plain values that travel between machines.
 """
@@ -24,7 +24,7 @@ class TrialSpec:
     trial: str
     recipe: Recipe
     trial_dir: Path
-    cuts: tuple[TrialSpec, ...] = ()  # of a run with nested ranks: see `cut_recipes`
+    cuts: tuple[TrialSpec, ...] = ()  # the cuts of a run with nested ranks, see `cut_recipes`
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class SweepJob:
     trials: tuple[TrialSpec, ...]
     scoring: ScoringConfig | None  # None: train only
     score_dir: str  # the bare base's images and scores, shared by the trials
-    trials_per_pack: int = TRIALS_PER_PACK  # trained together at most
+    trials_per_pack: int = TRIALS_PER_PACK  # the most that are trained together
     gradient_checkpointing: bool = False  # activations are computed again, not kept
-    compile: bool = False  # the denoiser's blocks are, in training
-    keep_all_states: bool = True  # False: the optimiser's of the best and the last checkpoint
-    strategy: Strategy = "ddp"  # whether every worker holds the frozen base, or its share of it
-    batch_workers: int | None = None  # that batch_size is written for; None: those of the group
-    offload_base: bool = False  # with shares: they lie in the host's memory
-    share_optimizers: bool = False  # each worker keeps those of its part of a pack's trials
-    store: str | None = None  # the farm's, which holds the sets of class pictures
+    compile: bool = False  # whether the denoiser's blocks are compiled for training
+    keep_all_states: bool = True  # False: only those of the best and the last checkpoint
+    strategy: Strategy = "ddp"  # ddp: every worker holds the whole frozen base; else its share
+    batch_workers: int | None = None  # the workers that batch_size counts for; None: the group's
+    offload_base: bool = False  # with shares: keep them in the host's memory
+    share_optimizers: bool = False  # each worker keeps the optimisers of some trials
+    store: str | None = None  # the farm's store, with the sets of class pictures
 
     def __post_init__(self) -> None:
         """Raises UserError for a quantised base that is shared out, ValueError if compiled."""

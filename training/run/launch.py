@@ -28,10 +28,10 @@ from training.run.mailbox import Mailbox, Post
 from training.run.worker import SetupError, Worker
 from training.trial_files import FAILED_FILE
 
-# Of one exchange of gradients: a lost peer must not block the others for long, but a step on a
-# busy machine may take its time. A dead process is noticed at once, by its closed connection.
+# How long one exchange of gradients may take: a lost worker must not block the others for long, but
+# a step on a busy machine may be slow. A dead process is noticed at once, by its closed connection.
 PROCESS_GROUP_TIMEOUT_S = 120
-# The same while one worker still compiles what another has found in its cache.
+# The same limit while one worker still compiles what another has found in its cache.
 COMPILING_TIMEOUT_S = 3600
 POLL_INTERVAL_S = 0.1
 # After a stop request a worker ends at its next step; scoring a checkpoint may take this long.
@@ -59,8 +59,7 @@ def run_trials(
     `training.events` describes, in the order in which the workers sent them.
 
     With `min_workers` the group starts, and starts again after a death, with as many workers as
-    find a place then, from `min_workers` to `workers`. A step has the samples of `workers` all the
-    same.
+    find a place then, from `min_workers` to `workers`. A step has the samples of `workers` even so.
     `gpus_per_worker` is what a worker books of a GPU in Ray's accounts, 0 to 1; nothing keeps it
     from using more.
 
@@ -82,7 +81,7 @@ def run_trials(
         (spec.trial_dir / FAILED_FILE).unlink(missing_ok=True)
     run_dir = storage.resolve() / f"train-{uuid.uuid4().hex[:12]}"  # Ray reads an old run's files
     run_dir.mkdir(parents=True)
-    # Here, and on no node that may be lost while the workers go on.
+    # The mailbox stays on this node, since another one may be lost while the workers go on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     size = _Size(workers, min_workers, cpus_per_worker, gpus_per_worker if use_gpu else 0)
@@ -105,7 +104,7 @@ def run_trials(
 
 @dataclass(frozen=True)
 class _Size:
-    """Of the worker group."""
+    """The size of the worker group: how many workers it has, and what each of them books."""
 
     workers: int
     min_workers: int | None
@@ -137,7 +136,7 @@ class _Fit(threading.Thread):
         max_failures: int,
     ) -> None:
         super().__init__(name="ray-train-fit", daemon=True)
-        # Must be set before Ray Train is imported: neither serves a run of minutes.
+        # They must be set before Ray Train is imported; a run of minutes needs neither.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -160,7 +159,7 @@ class _Fit(threading.Thread):
                 num_workers=(
                     (size.least_workers, size.workers) if size.min_workers else size.workers
                 ),
-                # A group that is at work is left alone: to resize it would be to end it.
+                # A group that is at work is left alone, since Ray would end it to resize it.
                 elastic_resize_monitor_interval_s=math.inf,
                 use_gpu=size.use_gpu,
                 resources_per_worker={"CPU": size.cpus_per_worker, "GPU": size.gpus_per_worker},
@@ -168,8 +167,8 @@ class _Fit(threading.Thread):
             run_config=RunConfig(
                 name=run_dir.name,
                 storage_path=str(run_dir.parent),
-                # The ledger ends the setup, a pack, and each of its halves down to a trial, after
-                # max_failures deaths of its own: of n trials that is 2n - 1 packs at most.
+                # The ledger gives up the setup, a pack, and each of its halves down to a trial,
+                # after max_failures deaths of each: n trials make 2n - 1 packs at most.
                 failure_config=FailureConfig(max_failures=max_failures * 2 * len(job.trials)),
             ),
             torch_config=TorchConfig(
@@ -214,7 +213,7 @@ def run_worker(config: dict[str, Any]) -> SetupError | None:
         Group(rank, context.get_world_size()),
         ray.train.torch.get_device(),
         on_event=post,
-        # One voice is enough, since a stop of one worker is a stop of all.
+        # Rank 0 alone asks, since a stop of one worker is a stop of all.
         stopped=post.stopped if rank == 0 else lambda: False,
         ledger=Ledger(Path(config["ledger"])) if rank == 0 else None,
         max_deaths=config["max_deaths"],

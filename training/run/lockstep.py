@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Shape:
-    """Of a tensor that the denoiser is given; its values do not matter to the others."""
+    """The shape of a tensor that the denoiser is given; other ranks do not need its values."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
@@ -38,13 +38,13 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Result:
-    """What rank 0's act gave: the end."""
+    """The value of rank 0's act, with which the other ranks stop following."""
 
     value: Any
 
 
 def in_step(group: Group, base: Base, act: Callable[[], T]) -> T:
-    """`act()` computed on rank 0 and given to every rank; called on all with the same `base`.
+    """Compute `act()` on rank 0 and give its value to every rank; all call it with the same `base`.
 
     The adapters on `base` must be the same on all. Raises RuntimeError on rank 0, which has to end
     the worker, when a forward pass broke off there: the others are still in it.
@@ -66,7 +66,7 @@ def in_step(group: Group, base: Base, act: Callable[[], T]) -> T:
         nonlocal under_way
         under_way = False
 
-    # Before the hook in which the first weights are gathered.
+    # The announcement comes before the hook in which the first weights are gathered.
     before = base.denoiser.register_forward_pre_hook(announce, prepend=True, with_kwargs=True)
     after = base.denoiser.register_forward_hook(done)
     try:
@@ -94,7 +94,7 @@ def _only_rank_0() -> Any:
 
 
 def _shapes(value: Any) -> Any:
-    """Tensors as their shapes, whatever they lie in; all else as it is."""
+    """Replace tensors by their shapes, also inside of containers; all else stays as it is."""
     if isinstance(value, Tensor):
         return _Shape(tuple(value.shape), value.dtype)
     if isinstance(value, dict):

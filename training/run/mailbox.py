@@ -10,7 +10,7 @@ from typing import Any
 
 from training.events import Event, StepTaken
 
-# Events are small and many: they travel together, at most this many seconds late.
+# Events are small and many, so they travel together, at most this many seconds late.
 POST_INTERVAL_S = 0.2
 
 
@@ -45,7 +45,7 @@ class Post:
         self._stopped = False
 
     def __call__(self, event: Event) -> None:
-        """Send an event: a step's with the next batch, any other one at once."""
+        """Send an event: a `StepTaken` with the next batch, any other event at once."""
         self._waiting.append(event)
         if not isinstance(event, StepTaken) or self._due():
             self.flush()

@@ -31,7 +31,7 @@ from training.precision import base_dtype
 from training.recipe import Recipe
 from training.telemetry import peak_resident_bytes
 
-# The first step allocates and compiles; the median of a few more is within some per cent.
+# The first step allocates and compiles. The median of a few more is right within some per cent.
 WARM_UP_STEPS = 1
 MEASURED_STEPS = 7
 # Steps that take long vary little: at least this many, and no more once they have taken so long.
@@ -46,12 +46,12 @@ class ProbeRequest:
     """What to measure; plain values that travel to another process."""
 
     base: str  # path or hub id
-    recipes: tuple[Recipe, ...]  # of the pack
+    recipes: tuple[Recipe, ...]  # the recipes of the pack
     use_gpu: bool
     threads: int
     gradient_checkpointing: bool = False
     compile: bool = False
-    memory_bytes: int | None = None  # of the accelerator, if not all of it; a CPU's is not limited
+    memory_bytes: int | None = None  # how much of the accelerator's may be used; None: all
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Measurement:
 def probe_pack(request: ProbeRequest) -> Measurement | None:
     """Measure the pack in a process of its own; None if it ran out of memory.
 
-    Its peak is then its own, and if the kernel ends it, it ends alone. Takes the time that loading
-    the base takes and a few steps. Raises UserError like `load_quantised`.
+    The process's peak is then the pack's, and if the kernel kills it, nothing else dies. Takes as
+    long as loading the base and a few steps. Raises UserError like `load_quantised`.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -142,15 +142,15 @@ def _measure(request: ProbeRequest, device: torch.device) -> Measurement | None:
 
 
 def _long(recipe: Recipe) -> Recipe:
-    """With so many steps that the probe meets neither the end nor a checkpoint."""
+    """The recipe with so many steps that the probe meets neither its end nor a checkpoint."""
     steps = max(recipe.steps, 10 * (WARM_UP_STEPS + MEASURED_STEPS))
     return recipe.model_copy(update={"steps": steps, "checkpoint_every": steps})
 
 
 def random_cache(base: Base, recipe: Recipe) -> LatentCache:
-    """One picture's latents and text embeddings, as large as the recipe wants them, of noise.
+    """Random latents and text embeddings of one picture, as large as the recipe wants them.
 
-    With buckets it is of the largest: that is what memory has to suffice for.
+    With buckets the picture has the size of the largest, for which memory has to suffice.
     """
     generator = torch.Generator().manual_seed(0)
     resolution = recipe.resolution or base.native_size_px
@@ -178,7 +178,9 @@ def random_cache(base: Base, recipe: Recipe) -> LatentCache:
         empty_text=text,
         prior_text={name: tensor[None] for name, tensor in text.items()},
         picture={name: tensor[None] for name, tensor in of_picture.items()},
-        captions=(("",),),  # as long as any: text encoders are given so many tokens always
+        captions=(
+            ("",),
+        ),  # a caption of any length: text encoders are always given the same number of tokens
         prior_captions=("",),
     )
 

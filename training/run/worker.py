@@ -1,4 +1,4 @@
-"""What one Ray Train worker does with a sweep: encode once, then train and score pack by pack.
+"""One Ray Train worker: it encodes once, then trains and scores the sweep's trials pack by pack.
 
 A `SweepJob` in; checkpoints, scores and `failed.json` files in the trials' folders out, events to
 the driver. Every step finds out from the disk what is done already, so a worker that was killed
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SetupError:
-    """Why no trial could be started; `fix` is None when it is not the person's to fix."""
+    """Why no trial could be started; `fix` is None when a person cannot fix it."""
 
     where: str
     found: str
@@ -76,7 +76,7 @@ def _tried(act: Callable[[], object]) -> SetupError | None:
     except UserError as error:
         return SetupError(error.where, error.found, error.fix)
     except Exception:
-        # Told to the driver with its traceback; a restart would only meet it again.
+        # The driver is told with the traceback; a restart would only meet the same error.
         return SetupError("training worker", traceback.format_exc(), None)
     return None
 
@@ -102,14 +102,14 @@ class Worker:
         self.stopped = stopped
         self.ledger = ledger
         self.max_deaths = max_deaths
-        self._base = HeldBase(job, device, group.world_size)  # made here, where all workers are
+        self._base = HeldBase(job, device, group.world_size)  # here, where all workers are together
         self._encoded = Encoded(job, self._base, self._send)
         self._embedder: Any = None
         self._base_scores: Any = None
-        self._finished: set[str] = set()  # trials that were told to be
+        self._finished: set[str] = set()  # trials whose `TrialSucceeded` was sent
 
     def run(self) -> SetupError | None:
-        """Train and score every trial that is not done; returns what kept all from starting."""
+        """Train and score every trial that is not done; returns why none could start, if so."""
         problem = self._load_together()
         if problem is None:
             problem = self.group.rank_0_says(lambda: self._set_up(self._encode))
@@ -144,7 +144,7 @@ class Worker:
         return packs
 
     def _set_up(self, act: Callable[[], None]) -> SetupError | None:
-        """Rank 0, once: do what all trials need; returns why it cannot be done."""
+        """On rank 0, do once what all trials need; returns why it cannot be done."""
         self._enter(SETUP)
         if self._died_too_often(SETUP):
             return SetupError(
@@ -156,13 +156,14 @@ class Worker:
         return _tried(act)
 
     def _load_together(self) -> SetupError | None:
-        """What each worker must be able to do by itself; why one of them cannot, told to all.
+        """Do what each worker has to do by itself; returns to all of them why one cannot.
 
-        To compile, or to load a base by DeepSpeed, whose workers exchange weights while they load.
+        That is to compile, or to load a base by DeepSpeed, whose workers exchange weights while
+        they load.
         """
         if not (self.job.compile or self.job.strategy == "deepspeed"):
             return None
-        # They may have died of it before.
+        # The workers may have died of it before.
         problem = self.group.rank_0_says(lambda: self._set_up(lambda: None))
         if problem is None and self.job.strategy == "deepspeed":
             problem = self._all_try(import_deepspeed)
@@ -180,7 +181,7 @@ class Worker:
             self._encoded.class_pictures(spec.recipe)
 
     def _on_rank_0(self, recipe: Recipe, act: Callable[[], T]) -> T:
-        """`act()`, which may sample, computed on rank 0 and given to every rank."""
+        """Compute `act()`, which may sample, on rank 0 and give its value to every rank."""
         if not self.job.is_shared_out:
             return self.group.rank_0_says(act)
         return in_step(self.group, self._base.for_training(recipe), act)
@@ -188,8 +189,8 @@ class Worker:
     def _run_pack(self, planned: Sequence[TrialSpec], trials_per_pack: int) -> bool:
         """Train and score the trials, so many at a time; False when the driver asked to stop.
 
-        A pack that keeps killing its worker, or fails as a whole, is tried again in halves: most
-        often it was too large, and at last the trial that it fails for stands alone.
+        A pack that keeps killing its worker, or fails as a whole, is tried again in halves. Most
+        often it was too large; otherwise the trial that makes it fail is alone in the end.
         """
         specs, too_deadly = self.group.rank_0_says(lambda: self._admit(planned))
         if too_deadly:
@@ -202,7 +203,7 @@ class Worker:
             return self._train_and_score(specs, trials_per_pack)
         except survivable as error:
             if self.job.is_shared_out:
-                self._base.release()  # a pass that broke off leaves blocks gathered
+                self._base.release()  # a forward pass that broke off leaves blocks gathered
             if len(planned) == 1:
                 self._fail(planned[0], error)
                 return True
@@ -215,9 +216,9 @@ class Worker:
         return all(self._run_pack(half, fewer) for half in (planned[:middle], planned[middle:]))
 
     def _admit(self, planned: Sequence[TrialSpec]) -> tuple[list[TrialSpec], bool]:
-        """Rank 0: the trials that have not failed, and whether they must be tried in halves."""
+        """On rank 0: the trials that have not failed, and whether they must be tried in halves."""
         specs = [spec for spec in planned if not (spec.trial_dir / FAILED_FILE).exists()]
-        # Failed and finished members are named too, so that it stays the same pack.
+        # The phase names failed and finished trials too, so that it stays the same pack.
         phase = " ".join(spec.trial for spec in planned)
         if specs and self._died_too_often(phase):
             if len(planned) > 1:
@@ -235,7 +236,7 @@ class Worker:
         by_trial = {spec.trial: spec for spec in specs}
         base = self._base.for_training(specs[0].recipe)
         base.release_encoders()
-        # Before the first gradient is exchanged, since loading may take one worker much longer.
+        # Wait before the first gradients are exchanged: loading may take one worker much longer.
         self.group.wait_for_all()
         for spec in specs:
             last = last_with_state(spec.trial_dir)
@@ -281,7 +282,7 @@ class Worker:
         for cut in spec.cuts:
             with cut_at(self._base.for_training(spec.recipe), cut.recipe.network.rank):
                 self._raise_together(cut, functools.partial(self._cut_and_score, cut, whole))
-        # Now, and not when the last of those that take its slot is done.
+        # Finish it now, and not when the last of the trials that take its slot is done.
         if step >= spec.recipe.steps and self._all_scored(spec):
             self._finish(spec)
         if self.group.rank == 0 and not self.job.keep_all_states:
@@ -323,11 +324,11 @@ class Worker:
         return not self.group.rank_0_says(self.stopped)
 
     def _cut_and_score(self, cut: TrialSpec, whole: Checkpoint) -> None:
-        """Rank 0: keep a checkpoint's cut, which the adapter on the base is now, and score it."""
+        """On rank 0, save the cut of a checkpoint and score it; the base acts with the cut now."""
         self._score(cut, write_cut(whole, cut.trial_dir, cut.recipe))
 
     def _cut_the_rest(self, spec: TrialSpec) -> None:
-        """Rank 0: keep the cuts of checkpoints that have none yet."""
+        """On rank 0, save the cuts of checkpoints that have none yet."""
         wholes = list_checkpoints(spec.trial_dir)
         for cut in spec.cuts:
             kept = {checkpoint.step for checkpoint in list_checkpoints(cut.trial_dir)}
@@ -345,7 +346,7 @@ class Worker:
         ]
 
     def _score(self, spec: TrialSpec, checkpoint: Checkpoint) -> None:
-        """Rank 0: score the adapter that is on the base now as `checkpoint`."""
+        """On rank 0, score the adapter that is on the base now as `checkpoint`."""
         if self.job.scoring is None:
             return
         from training.scoring.scorer import score_checkpoint
@@ -367,7 +368,7 @@ class Worker:
         self._send(CheckpointScored(spec.trial, checkpoint.step, score, seconds))
 
     def _reference(self) -> Recipe:
-        """The trial on whose base, bare, all are compared with: the least rounded one's."""
+        """The recipe whose base, without adapters, all are compared with: the least rounded one."""
         recipes = [spec.recipe for spec in self.job.trials]
         return min(recipes, key=lambda recipe: BASE_PRECISIONS.index(recipe.base_precision))
 
@@ -408,7 +409,7 @@ class Worker:
             raise UserError(*failure)
 
     def _fail(self, spec: TrialSpec, error: BaseException) -> None:
-        """Rank 0: write down why the trial has failed, and say so."""
+        """On rank 0, write down why the trial has failed, and send the event."""
         if self.group.rank != 0:
             return
         content = {
