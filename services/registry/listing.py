@@ -8,9 +8,10 @@ mean: they are compared here and never understood. A tracking server is asked ea
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from services.registry.mlflow_store import database_file
 from services.registry.registry import Registry
 
 LISTED_FILE = "registered-adapters.json"
+READ_ONLY_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # The beginnings of the names of the tables that the registry is in, and the schema's version.
 _TABLES = ("registered_model", "model_version", "alembic_version")
 
@@ -47,10 +49,17 @@ def registered_adapters(tracking_uri: str, artifacts: Path | None) -> tuple[Adap
         return kept.adapters
     adapters = Registry(tracking_uri, artifacts).list()
     if _rows(database) == rows:  # else they were changed while MLflow read them
-        listed = _Listed(rows=rows, adapters=adapters)
-        with suppress(PermissionError):  # a home that may only be read is listed all the same
-            write_atomic(file, (listed.model_dump_json(indent=1) + "\n").encode())
+        _keep(file, _Listed(rows=rows, adapters=adapters))
     return adapters
+
+
+def _keep(file: Path, listed: _Listed) -> None:
+    """Write the list down; a home that may only be read is listed without."""
+    try:
+        write_atomic(file, (listed.model_dump_json(indent=1) + "\n").encode())
+    except OSError as error:
+        if error.errno not in READ_ONLY_ERRORS:
+            raise
 
 
 def _read(file: Path) -> _Listed | None:

@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PICTURES
 
 from services.farm.settings import open_home
 from services.registry.registry import Registry
 
 pytestmark = pytest.mark.slow
 
-DEVELOP = Path(__file__).parents[2] / "docs/develop.md"
+ROOT = Path(__file__).parents[2]
+DEVELOP = ROOT / "docs/develop.md"
+PICTURES = ROOT / "services/cli/demo/pictures/aya"
 
 
 def test_the_script_in_the_docs_does_the_whole_job(
@@ -25,7 +26,7 @@ def test_the_script_in_the_docs_does_the_whole_job(
     assert len(lines) <= 45 and "rich" not in text and "typer" not in text
     script = tmp_path / "job.py"
     script.write_text(text)
-    root = os.pathsep.join(filter(None, (str(DEVELOP.parents[1]), environment.get("PYTHONPATH"))))
+    root = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, str(script), str(home), str(PICTURES), str(sweep_file)],
         env=environment | {"PYTHONPATH": root},
