@@ -1,6 +1,7 @@
 """Pictures in, an immutable captioned dataset version out. Imports nothing of the other rooms."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captioning.captions import (
     CaptionChange,
@@ -37,7 +38,6 @@ from captioning.decisions import (
     Override,
     blocking,
     decide,
-    dropped_images,
     find_image,
     kept_images,
     load_decisions,
@@ -106,7 +106,6 @@ from captioning.review import (
     to_table,
 )
 from captioning.rules import Fixed, Replace, Rules
-from captioning.serving import serve_observers
 from captioning.sharing import Transfer, pull_version, push_version
 from captioning.store import BlobStore, Store, content_hash, sync_directory, write_atomic
 from captioning.unpack import UnpackLimits
@@ -122,6 +121,9 @@ from captioning.versions import (
     list_version_names,
     load_dataset,
 )
+
+if TYPE_CHECKING:
+    from captioning.serving import serve_observers
 
 _STARTER = Path(__file__).parent / "starter"
 STARTER_TAGGER = _STARTER / "tagger"
@@ -201,7 +203,6 @@ __all__ = [
     "decide",
     "diff_versions",
     "direction_of",
-    "dropped_images",
     "export_version",
     "find_dataset",
     "find_image",
@@ -258,3 +259,12 @@ __all__ = [
     "worst_first",
     "write_atomic",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what serves the models when it is asked for (PEP 562): most commands need none."""
+    if name != "serve_observers":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from captioning.serving import serve_observers
+
+    return serve_observers

@@ -31,7 +31,7 @@ class Character(BaseModel):
     name: str = Field(description="Lower-case letters, digits, - and _; names files and adapters.")
     trigger: str = Field(description="Activation token: one word, the first of every caption.")
     class_word: str = Field("person", description="What the character is, in the base's words.")
-    rules: Rules = Field(Rules(), description="How captions are rendered.")
+    rules: Rules = Field(default_factory=Rules, description="How captions are rendered.")
 
     @field_validator("name")
     @classmethod

@@ -36,7 +36,7 @@ REVIEWS_FILE = "reviews.jsonl"
 State = Literal["open", "approved", "rejected"]
 # Under this many pictures all are read: a sample of 20 % would say next to nothing.
 READ_ALL_BELOW = 50
-SAMPLE_SHARE = 0.2  # the guides' spot check
+SAMPLED_ONE_IN = 5  # 20 %, the guides' spot check
 CONFIDENCE = 0.95
 # What a finding adds to a caption's risk: any block before all warnings, any warning before notes.
 RISK = {"block": 100.0, "warn": 10.0, "info": 1.0}
@@ -184,7 +184,7 @@ def draw_sample(items: list[Item], seed: int = 0) -> list[str]:
         strata[item.stratum].append(item.image)
     drawn: set[str] = set()
     for name, members in sorted(strata.items()):
-        count = max(1, -(-len(members) * 2 // 10))  # 20 %, rounded up
+        count = -(-len(members) // SAMPLED_ONE_IN)  # rounded up, so at least one
         drawn |= set(random.Random(f"{seed} {name}").sample(sorted(members), count))
     return [item.image for item in items if item.image in drawn]
 

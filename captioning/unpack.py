@@ -32,7 +32,7 @@ class UnpackLimits:
     # Four times the largest folder (5,000 pictures) that the farm is built for, with a caption
     # file beside each picture.
     members: int = 40_000
-    # One picture; the same bound as for a file in a folder (`intake.MAX_FILE_BYTES`).
+    # One picture; the same bound as for a file in a folder (`sources.MAX_FILE_BYTES`).
     member_bytes: int = 256 * MIB
     # All members together once unpacked: 5,000 pictures of 6 MB.
     total_bytes: int = 30 * 1024 * MIB

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
-from services.datasets.captions import CaptionChange, UsedCaptions
+from services.datasets.captions import EditedCaption, UsedCaptions
 
 
-def print_change(change: CaptionChange, console: Console) -> None:
+def print_change(change: EditedCaption, console: Console) -> None:
     """The caption before and after."""
     console.print(f"[dim]before[/] {escape(change.before)}", soft_wrap=True)
     console.print(f"[green]after[/]  {escape(change.after)}", soft_wrap=True)

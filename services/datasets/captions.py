@@ -30,7 +30,7 @@ from services.farm.settings import Home
 
 
 @dataclass(frozen=True)
-class CaptionChange:
+class EditedCaption:
     """One picture's caption before and after an edit."""
 
     image: Image
@@ -49,7 +49,7 @@ class UsedCaptions:
 
 def edit_caption(
     home: Home, name: str, picture: str, changes: Sequence[tuple[str, str]]
-) -> CaptionChange:
+) -> EditedCaption:
     """Record changes (action, value) of one picture's caption and render it again.
 
     The actions are those of `captioning.Edit`. Raises UserError, with nothing recorded, when there
@@ -66,7 +66,7 @@ def edit_caption(
     after = _rendered_with(store, character, image.sha256, edits)
     record_edits(store, name, [edit.model_copy(update={"after": after}) for edit in edits])
     caption_all(store, character)
-    return CaptionChange(image, before, after)
+    return EditedCaption(image, before, after)
 
 
 def use_captions(home: Home, name: str) -> UsedCaptions:

@@ -29,7 +29,9 @@ class DecidedPicture:
     kept: int  # how many pictures are in now
 
 
-def decide_picture(home: Home, name: str, picture: str, keep: bool, reason: str) -> DecidedPicture:
+def decide_picture(
+    home: Home, name: str, picture: str, keep: bool, reason: str = ""
+) -> DecidedPicture:
     """Drop one picture from the versions made from now on, or take it back in.
 
     The `picture` is named by its source or by the first digits of its sha256.
@@ -47,7 +49,7 @@ def drop_proposed(home: Home, name: str) -> tuple[Decision, ...]:
 
 
 def override_finding(
-    home: Home, name: str, code: str, picture: str | None, reason: str
+    home: Home, name: str, code: str, picture: str | None = None, reason: str = ""
 ) -> Override:
     """Record that a person accepts a code, for one picture or for all of the character's.
 

@@ -20,7 +20,7 @@ from captioning import (
     write_atomic,
 )
 from services.datasets.steps import observers_of
-from services.farm.progress import Progress
+from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
 
 
@@ -37,7 +37,9 @@ def import_reviews(home: Home, name: str, table: Path) -> ImportedReviews:
     return done
 
 
-def queue_captions(home: Home, name: str, compare: bool, progress: Progress) -> Queue:
+def queue_captions(
+    home: Home, name: str, compare: bool = True, progress: Progress = UNWATCHED
+) -> Queue:
     """The captions of the character `name`, the riskiest first, and which of them to read.
 
     With `compare`, captions are compared to their pictures where these have been embedded, and

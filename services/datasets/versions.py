@@ -28,7 +28,7 @@ from captioning import (
     pull_version,
     push_version,
 )
-from services.farm.progress import Progress
+from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import SETTINGS_FILE, Home
 
 
@@ -107,7 +107,9 @@ def export_dataset(
     return ExportedDataset(version, form, export_version(version, to, form, views))
 
 
-def push_dataset(home: Home, reference: str, to: str | None, progress: Progress) -> PushedDataset:
+def push_dataset(
+    home: Home, reference: str, to: str | None = None, progress: Progress = UNWATCHED
+) -> PushedDataset:
     """Put a version (`aya@v2`) into the bucket or folder `to`, or that of the settings.
 
     Raises UserError when no store is named, or bytes came back from it changed.
@@ -120,7 +122,7 @@ def push_dataset(home: Home, reference: str, to: str | None, progress: Progress)
 
 
 def pull_dataset(
-    home: Home, reference: str, source: str | None, progress: Progress
+    home: Home, reference: str, source: str | None = None, progress: Progress = UNWATCHED
 ) -> PulledDataset:
     """Fetch a version from the bucket or folder `source`, or that of the settings.
 
@@ -142,7 +144,7 @@ def pull_dataset(
     return PulledDataset(version, objects.url, moved)
 
 
-def newest_dataset(home: Home, character: str, progress: Progress) -> DatasetVersion:
+def newest_dataset(home: Home, character: str, progress: Progress = UNWATCHED) -> DatasetVersion:
     """The newest version here; when there is none, the newest in the settings' store, fetched."""
     if home.settings.dataset_store and not list_version_names(home.store, character):
         pulled = pull_dataset(home, character, home.settings.dataset_store, progress)

@@ -13,6 +13,9 @@ from captioning import UserError
 from services.farm.settings import Home
 
 HOST = "127.0.0.1"
+# MLflow's jobs evaluate language models. Their seven processes can outlive a server that ends while
+# they start; whoever wants them sets the variable.
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def running_pages(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", home.tracking_uri, "--workers", "1"]
     command += ["--artifacts-destination", str(home.artifacts)]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = WITHOUT_JOBS | os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     with subprocess.Popen(command, env=environment) as process:
         try:
             yield process

@@ -19,7 +19,7 @@ from training import METHOD_NAMES, Measures, Standing, read_metrics, step_folder
 # A picture is a file, or already in memory.
 Picture = Path | Image.Image
 
-# Of two trials with one title, this much of the id tells them apart.
+# Two trials may have one title; this much of the id tells them apart.
 SHORT_ID = 5
 
 # The packages whose versions decide what a run gives.

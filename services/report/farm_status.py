@@ -11,7 +11,7 @@ from pathlib import Path
 from captioning import DatasetVersion, list_characters, list_dataset_versions, load_images
 from services.farm.settings import Home
 from services.registry.bundle import AdapterVersion
-from services.registry.registry import Registry
+from services.registry.listing import registered_adapters
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ def farm_status(home: Home) -> FarmStatus:
     has_registry = home.settings.tracking_uri is not None or (home.path / "mlflow.db").exists()
     adapters = None
     if characters and has_registry:
-        adapters = Registry(home.tracking_uri, home.artifacts).list()
+        adapters = registered_adapters(home.tracking_uri, home.artifacts)
     return FarmStatus(home.path, tuple(characters), adapters)

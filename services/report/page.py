@@ -265,7 +265,7 @@ def _snippets(character: CharacterReport) -> list[_Snippet]:
                 f"{prompt} <lora:{stem}:{weight}>",
             )
         )
-    # Of a DoRA in kohya's naming diffusers leaves the magnitudes out, or reads nothing.
+    # From a DoRA in kohya's naming diffusers leaves the magnitudes out, or reads nothing at all.
     loadable = peft or (kohya if winner is None or winner.method == "lora" else None)
     # A single-file checkpoint is opened by its family's own pipeline, which a page cannot know.
     if loadable is not None and ".safetensors" not in character.base:

@@ -286,7 +286,7 @@ def _scatter_trial(axes: Any, trial: TrialResult, measure: str, look: _Look) -> 
 
 def _shade_beyond(axes: Any, theme: Theme, limit: float, beyond: str) -> None:
     first, last = axes.dataLim.intervalx
-    # Of all that is seen, so that no marker lies on the frame, nor the limit.
+    # The margin is a share of all that is seen, so that no marker and no limit lies on the frame.
     room = 0.06 * (max(last, limit) - min(first, limit))
     left, right = axes.get_xlim()
     left, right = min(left, first - room, limit - room), max(right, last + room, limit + room)

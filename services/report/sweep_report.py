@@ -11,7 +11,7 @@ from captioning import Sample, load_skipped
 from services.farm.settings import Home
 from services.registry.releases import open_registry
 from services.registry.winner import exports_of
-from services.report import (
+from services.report.data import (
     CaptionedPicture,
     CharacterReport,
     DatasetContent,
@@ -20,10 +20,10 @@ from services.report import (
     SkippedFile,
     TrialResult,
     WinnerChoice,
-    build_report,
     installed_versions,
     read_trial,
 )
+from services.report.page import build_report
 from services.sweeps.files import base_scores, newest_scored
 from services.sweeps.plan import PlannedTrial
 from training import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL.Image import Image
 
 from captioning import DatasetVersion, Store
-from services.report import SheetRow, contact_sheet
+from services.report.pictures import SheetRow, contact_sheet
 from services.sweeps.files import AskedSweep, base_scores, candidates
 from services.sweeps.plan import PlannedTrial
 from training import SUBJECT_SLOT, checkpoint_dir

@@ -15,14 +15,13 @@ import itertools
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from step_loop import demo_dataset
 
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
-from training.events import StepTaken
+from training.events import Event, StepTaken
 from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 
@@ -43,10 +42,10 @@ def demo_recipes(steps: int) -> list[Recipe]:
 
 
 def median_step_ms(base: Base, cache: LatentCache, recipes: list[Recipe], folder: Path) -> float:
-    """Of a pack of these recipes, each trained from its first step to its last."""
+    """The median time of a step of a pack that trains these recipes from first to last step."""
     taken: dict[int, float] = {}
 
-    def note(event: dict[str, Any]) -> None:
+    def note(event: Event) -> None:
         if isinstance(event, StepTaken):
             taken[event.step] = event.step_ms
 

@@ -42,7 +42,7 @@ from training.recipe import PRESETS, Network, Recipe
 
 TEXT_WIDTH, TOKENS, POOLED_WIDTH, TIME_WIDTH, TIME_IDS = 64, 77, 32, 8, 6
 LR, CLIP_NORM = 1e-4, 1.0
-# Of a tensor's largest: fp32 through the whole UNet rounds by that much, in another order.
+# A share of a tensor's largest value: fp32 in another order through the UNet rounds by that much.
 GRADIENT_TOLERANCE = 2e-5
 MIXED_RANKS = (2, 4, 8, 16)
 METHOD_NAMES = {"lora": "LoRA", "dora": "DoRA"}

@@ -21,7 +21,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -33,13 +32,13 @@ from captioning import DatasetVersion, Sample
 from training import STARTER_BASE, Base, LatentCache, Recipe, encode_dataset, load_base
 from training.data.batches import draw_batch
 from training.data.crop import read_pixels
-from training.events import StepTaken
+from training.events import Event, StepTaken
 from training.loop import Callbacks, train_pack
 from training.pack.slot import Trial
 
 PICTURES = Path(__file__).parents[2] / "services" / "cli" / "demo" / "pictures" / "aya"
 WARM_UP_STEPS = 2
-# Of a loss; the loops add up in other orders, and training carries that on.
+# A share of a loss; the loops add up in other orders, and training carries that on.
 LOSS_TOLERANCE = 1e-3
 
 
@@ -146,7 +145,7 @@ def compare(base: str, device: str, recipe: Recipe, slots: int) -> list[Taken]:
         ours.release_encoders()
         other = EncodingLoop(theirs, dataset, cache, recipe)
 
-        def take_turns(event: dict[str, Any]) -> None:
+        def take_turns(event: Event) -> None:
             if not isinstance(event, StepTaken) or event.trial != "t0":
                 return
             # The loop's own clock has stopped: what is done here is not part of its step.

@@ -117,7 +117,7 @@ def test_the_true_size_of_a_large_picture_is_given_in_px(enlarged: int):
 def test_a_wave_needs_the_side_that_its_period_fits_into(size: tuple[int, int], share: float):
     width, height = size
     short = min(width, height)
-    # Of the 1024 px of a larger picture's reference, or of its own short side when that is less.
+    # The share is one of 1024 px, a larger picture's reference, or of a shorter side.
     side = round(share * min(short, 1024))
     for along, length in ((0, height), (1, width)):
         # Half a period to a pixel of the small picture at the most; these have a bit less and more.

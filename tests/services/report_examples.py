@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from services.report import (
+from services.report.data import (
     CaptionedPicture,
     CharacterReport,
     CheckpointResult,

@@ -13,7 +13,7 @@ from training.families import Base, load_base
 from training.pack.adapters import initial_adapter
 from training.recipe import Network
 
-# Of the length of each tensor's difference, relative to the tensor's, fp32.
+# The length of a tensor's difference relative to the tensor's length, fp32.
 TOLERANCE = 1e-5
 CONV = "attention+ff+conv"
 # The 3 × 3 convolutions of a UNet's blocks.

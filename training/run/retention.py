@@ -1,4 +1,4 @@
-"""Which optimiser states of a trial are kept: those of its best and of its last checkpoint.
+"""Decides which optimiser states of a trial are kept: of its best and of its last checkpoint.
 
 A trial's folder in, fewer bytes in it. Adapters, scores and pictures of all checkpoints stay, since
 any of them may win; only what training would go on from is deleted.
@@ -22,11 +22,12 @@ def drop_other_states(
     scoring: ScoringConfig | None = None,
     base_scores: BaseScores | None = None,
 ) -> None:
-    """Delete the states of all checkpoints but the last and the best one of those that have theirs.
+    """Delete the states of all checkpoints but the last whole one and the best one.
 
-    The best is the one that `choose_winner` would choose of them by the limits of `scoring`, where
-    scores are comparable to `base_scores`; without scores only the last is kept. A whole sweep may
-    choose another one of the trial, since what is tied depends on the highest of all trials.
+    Both are chosen among the checkpoints that have their states. The best is the one that
+    `choose_winner` would choose by the limits of `scoring`, where scores are comparable to
+    `base_scores`; without scores only the last is kept. A whole sweep may choose another one of the
+    trial, since ties depend on the highest identity of all trials.
     """
     with_state = [checkpoint for checkpoint in list_checkpoints(trial_dir) if checkpoint.has_state]
     # Its bytes are verified: were it damaged, another one would be what training goes on from.
@@ -44,7 +45,7 @@ def drop_other_states(
 def _best_step(
     checkpoints: list[Checkpoint], recipe: Recipe, limits: Limits, base_scores: BaseScores
 ) -> int | None:
-    """None if none of them has a comparable score."""
+    """The step that would win; None if no checkpoint has a comparable score."""
     from training.scoring.scorer import existing_score
 
     network = recipe.network

@@ -59,16 +59,16 @@ class Measured(_Strict):
     """
 
     base_key: str = Field(
-        description="Of base model, dataset version, prompts, seeds and embedder: scores are "
-        "comparable if and only if it is equal."
+        description="A hash of base model, dataset version, prompts, seeds and embedder: scores "
+        "are comparable if and only if it is equal."
     )
     identity: Interval = Field(
         description="(identity_raw - floor) / (ceiling - floor): 0 is the bare base, 1 the "
         "references among themselves."
     )
     identities: tuple[float, ...] = Field(
-        description="Of every picture of the character, in the order of `pictures`; their mean is "
-        "identity. Checkpoints are compared picture by picture."
+        description="The identity of every picture of the character, in the order of `pictures`; "
+        "their mean is identity. Checkpoints are compared picture by picture."
     )
     prompt_fidelity: Interval = Field(
         description="How far pictures are nearer to their own prompt (trigger left out) than to "

@@ -93,7 +93,13 @@ def choose_winner(candidates: Sequence[Candidate], limits: Limits) -> Winner:
     fewest = min(len(guards) for guards in failed)
     eligible = [c for c, guards in zip(candidates, failed, strict=True) if len(guards) == fewest]
     best = min(eligible, key=_by_identity)
-    tied = [c for c in eligible if c is best or not _is_below(c, best)]
+    of_best, config = np.array(best.score.identities), best.score.config  # (N,)
+    counts = measures.resample_counts(len(of_best), config.bootstrap, config.bootstrap_seed)
+    tied = [
+        c
+        for c in eligible
+        if c is best or not measures.tells_apart(of_best, np.array(c.score.identities), counts)
+    ]
     chosen = min(tied, key=_cost)
     table = _table(candidates, failed, chosen, tied)
     above_base = chosen.score.identity.low > chosen.score.base_identity.high
@@ -119,13 +125,6 @@ def failed_guards(score: Score, limits: Limits) -> tuple[str, ...]:
         for name, value, limit, side in guards
         if limit is not None and (value < limit if side == "below" else value > limit)
     )
-
-
-def _is_below(candidate: Candidate, best: Candidate) -> bool:
-    config = best.score.config
-    of_best = np.array(best.score.identities)  # (N,)
-    counts = measures.resample_counts(len(of_best), config.bootstrap, config.bootstrap_seed)
-    return measures.tells_apart(of_best, np.array(candidate.score.identities), counts)
 
 
 def _cost(candidate: Candidate) -> tuple[float | str, ...]:

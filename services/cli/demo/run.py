@@ -27,7 +27,7 @@ from services.farm.durations import duration
 from services.farm.engine import ray_when_needed
 from services.farm.settings import Home, open_home
 from services.registry.releases import promote
-from services.report import character_sheet
+from services.report.pictures import character_sheet
 from services.report.sweep_report import character_report, write_report
 from services.sweeps.plan import SweepConfig
 from services.sweeps.prepare import prepare_sweep

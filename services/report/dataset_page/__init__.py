@@ -28,7 +28,7 @@ from captioning import (
 from services.datasets.check import DatasetCheck
 from services.report.pictures import WebPicture, web_picture
 
-# A note on this share of the pictures, and on this many, is said once for all of them.
+# A note that this share of the pictures has, and at least this many of them, is said once.
 COMMON_SHARE, SOME = 0.5, 5
 COPIES = ("IMG230", "IMG231", "IMG232")
 SEVERITIES: tuple[Severity, ...] = ("block", "warn", "info")

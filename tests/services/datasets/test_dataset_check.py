@@ -107,6 +107,10 @@ def test_before_the_models_have_seen_them_it_does_not_say_that_nothing_blocks(
     code, out = lorafarm("check", "ben")
     assert code == 0, out
     assert "20 pictures were not observed yet" in out and "nothing blocks" not in out
+    page = tmp_path / "check.html"
+    assert lorafarm("check", "ben", "--html", page)[0] == 0
+    text = page.read_text()
+    assert "No model has looked at 20 of the pictures" in text and "Ready to freeze" not in text
 
 
 def test_json_says_the_same_for_programs(lorafarm) -> None:

@@ -41,7 +41,7 @@ def test_the_pages_are_served_until_ctrl_c(tmp_path: Path) -> None:
         try:
             assert answers(f"http://{HOST}:{port}/health")
             program.send_signal(signal.SIGINT)
-            out, _ = program.communicate(timeout=120)
+            out, _ = program.communicate(timeout=120)  # until every process of theirs has ended
         finally:
             program.terminate()
     assert program.returncode == 130

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import report_examples as examples
 
-from services.report import build_report
+from services.report.page import build_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from score_examples import score
 
 from captioning import UserError
-from services.report import TrialResult, WinnerChoice, installed_versions, read_trial
-from services.report.data import checkpoint_result
+from services.report.data import (
+    TrialResult,
+    WinnerChoice,
+    checkpoint_result,
+    installed_versions,
+    read_trial,
+)
 from services.report.leaderboard import leaderboard_rows
 from training import (
     MEASURES,

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.farm.durations import duration
-from services.report import CheckpointResult, ReportData, WinnerChoice, build_report
-from services.report.page import file_size, range_bar
+from services.report.data import CheckpointResult, ReportData, WinnerChoice
+from services.report.page import build_report, file_size, range_bar
 from training import Interval
 
 VOID = {"meta", "img", "source", "line"}

@@ -13,8 +13,13 @@ import pytest
 import report_examples as examples
 from PIL import Image
 
-from services.report import SheetRow, character_sheet, contact_sheet
-from services.report.pictures import open_picture, web_picture
+from services.report.pictures import (
+    SheetRow,
+    character_sheet,
+    contact_sheet,
+    open_picture,
+    web_picture,
+)
 from services.report.plots import (
     DARK,
     LIGHT,

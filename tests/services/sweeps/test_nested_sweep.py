@@ -17,7 +17,7 @@ from captioning import DatasetVersion, UserError
 from services.cli.leaderboard import print_leaderboard
 from services.farm.settings import Home, Settings
 from services.registry.bundle import card_json
-from services.report import build_report
+from services.report.page import build_report
 from services.sweeps.estimates import Estimator, checkpoints_left
 from services.sweeps.files import newest_scored, record_sweep
 from services.sweeps.plan import SweepConfig, plan_sweep

@@ -33,7 +33,7 @@ from training.families import (
 # The least number of layers by which diffusers tells SDXL's second encoder from others, and the one
 # by which it knows an SD3.5-large, of any width.
 TELLING_LAYERS, LARGE_LAYERS = 10, 38
-# Of the real FLUX.1, and of the small one.
+# The width of the real FLUX.1, and of the small one.
 FLUX_WIDTH, NARROW = 3072, 32
 
 
@@ -133,7 +133,7 @@ def test_all_facts_are_had_from_one_conversion_that_is_kept(
     with pytest.raises(UserError, match="to_qq"):
         check_on_base([Recipe.model_validate({"network": {"targets": "regex:to_qq"}})], name)
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
-    # Of all that is logged: other tests may have let libraries' warnings through to the root.
+    # Only our own lines count: other tests may have let libraries' warnings through to the root.
     converted = [record for record in caplog.records if record.name.startswith("training.")]
     (line,) = (record.getMessage() for record in converted)
     assert "converting once" in line and str(folder) in line

@@ -40,7 +40,7 @@ from training.telemetry import base_bytes
 
 FORMS = ("int8", "nf4")
 CPU = torch.device("cpu")
-# Of the length of each tensor's difference, relative to the tensor's, fp32; as for whole bases.
+# The length of a tensor's difference relative to the tensor's length, fp32; as for whole bases.
 TOLERANCE = 1e-5
 
 

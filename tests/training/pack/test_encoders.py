@@ -106,7 +106,7 @@ def test_training_equals_a_plain_diffusers_and_peft_loop(
                 lora_alpha=own.effective_alpha,
                 target_modules=modules,
                 use_dora=dora,
-                # Of SDXL's first encoder the last hidden state but one is read.
+                # SDXL reads the last hidden state but one of its first encoder.
                 exclude_modules=r".*layers\.1\..*"
                 if base.family == "sdxl" and name == "text_encoder"
                 else None,

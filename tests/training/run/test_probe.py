@@ -55,7 +55,7 @@ def test_a_probe_has_the_shapes_of_the_recipe(tiny_base: Base) -> None:
 
 def test_a_probe_with_buckets_is_of_the_largest(tiny_base: Base) -> None:
     cache = random_cache(tiny_base, recipe(aspect_buckets=True, bucket_step_px=24))
-    # Of 24 × 72, 24 × 96, 48 × 48, 48 × 72 and those on their side, in cells of 8 px.
+    # It is the largest of 24 × 72, 24 × 96, 48 × 48, 48 × 72 and their turns, in cells of 8 px.
     assert cache.buckets[0].mean.shape == (1, 1, 4, 9, 6)
 
 
