@@ -28,6 +28,8 @@ from training.events import (
     StepTaken,
     TrialStopped,
     TrialSucceeded,
+    from_json_line,
+    to_json_line,
 )
 from training.families import Base, load_base
 from training.frozen.sharding import (
@@ -155,7 +157,8 @@ def train_sharded(rank: int, jobs: list[SweepJob], folder: Path) -> None:
             (job.trials[1].trial_dir / "step-000002/scores.json").unlink()
         after = work(job, group)
         if rank == 0:
-            (folder / f"events-{number}.json").write_text(json.dumps([before, after]))
+            lines = [[to_json_line(event) for event in events] for events in (before, after)]
+            (folder / f"events-{number}.json").write_text(json.dumps(lines))
 
 
 @pytest.mark.slow
@@ -206,7 +209,8 @@ def test_half_the_base_on_each_worker_trains_and_scores_as_one_worker(
         for job in alone
     ]
     for number, (job, which) in enumerate(zip(shared, (0, 0, 1, 2, 2), strict=True)):
-        before, after = json.loads((tmp_path / f"events-{number}.json").read_text())
+        lines = json.loads((tmp_path / f"events-{number}.json").read_text())
+        before, after = ([from_json_line(line) for line in events] for events in lines)
         assert isinstance(before[-1], TrialStopped)
         resumed = [e.step for e in after if isinstance(e, StepTaken) and e.trial == "t0"]
         assert resumed == [3, 4]

@@ -1,6 +1,5 @@
 """A node of a Ray cluster is lost while a group trains on it: fewer workers take the same steps."""
 
-import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -10,7 +9,14 @@ from run_rig import make_job, recipe, train_here
 from trained_trials import losses
 
 from captioning import DatasetVersion
-from training.events import Event, StepTaken, TrialStarted, TrialSucceeded
+from training.events import (
+    Event,
+    StepTaken,
+    TrialStarted,
+    TrialSucceeded,
+    from_json_line,
+    to_json_line,
+)
 from training.run.job import SweepJob
 from training.run.launch import run_trials
 
@@ -45,7 +51,7 @@ def train_and_lose_a_node(job: SweepJob, folder: Path) -> None:
     try:
         run_trials(job, on_event, workers=2, min_workers=1, storage=folder / "ray")
     finally:
-        (folder / "events.json").write_text(json.dumps(events))
+        (folder / "events.json").write_text("\n".join(map(to_json_line, events)))
         ray.shutdown()
         cluster.shutdown()
 
@@ -64,7 +70,7 @@ def test_one_worker_goes_on_with_the_steps_of_two(
     doubled = [own.model_copy(update={"batch_size": 4}) for own in recipes]
     unbroken = train_here(tiny_base_path, frozen_dataset, tmp_path, *doubled)
     spawned.join(timeout=300)
-    events = json.loads((tmp_path / "events.json").read_text())
+    events = [from_json_line(line) for line in (tmp_path / "events.json").read_text().splitlines()]
     assert spawned.exitcode == 0
     starts = [e.step for e in events if isinstance(e, TrialStarted) and e.trial == "t0"]
     assert len(starts) == 2 and starts[0] == 0 and 10 <= starts[1] < 60
