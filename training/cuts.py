@@ -1,7 +1,7 @@
 """The recipes of the smaller adapters that are cut out of an adapter with nested ranks.
 
-The recipe of the whole run in, the recipes of its cuts out. `training.nested` cuts the weights.
-Nothing here imports torch.
+The recipe of the whole run in, the recipes of its cuts out. `training.pack.nested` cuts the
+weights. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from training.data.batches import CLASS_STREAM, draw_batch, of_one_shape, places
 from training.frozen.sharding import is_sharded
 from training.group import Workers
 from training.losses import pack_losses
-from training.out_of_memory import first_words, is_out_of_memory
+from training.pack.out_of_memory import first_words, is_out_of_memory
 from training.pack.pack import Pack
 from training.precision import autocast
 from training.recipe import Recipe

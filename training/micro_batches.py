@@ -13,7 +13,7 @@ from pathlib import Path
 
 from captioning import UserError, write_atomic
 from training.events import MemorySplit
-from training.out_of_memory import free_cached
+from training.pack.out_of_memory import free_cached
 from training.pack.pack import Pack
 from training.pack.slot import Slot
 from training.recipe import Recipe

@@ -25,7 +25,7 @@ from training.families import Base, family_of
 from training.frozen.quantised import load_quantised
 from training.loop import Callbacks, train_pack
 from training.micro_batches import OutOfMemory
-from training.out_of_memory import is_out_of_memory
+from training.pack.out_of_memory import is_out_of_memory
 from training.pack.slot import Trial
 from training.precision import base_dtype
 from training.recipe import Recipe

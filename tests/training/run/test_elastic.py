@@ -91,7 +91,8 @@ def assert_equal(found: Path, expected: Path) -> None:
         wanted = load_checkpoint(other.path).adapter
         for name, tensor in load_checkpoint(one.path).adapter.items():
             largest = float(wanted[name].abs().max())
-            torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-5 * largest)
+            # Two workers add up in another order than one: 1.6e-5 was seen, and less on others.
+            torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=2e-5 * largest)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from training.families import Base, load_base
 from training.fitting import fit_recipe
 from training.group import Group
 from training.loop import Callbacks, train, train_pack
-from training.nested import cut_adapter
 from training.pack.adapters import (
     adapter_state,
     attach_pack,
@@ -29,6 +28,7 @@ from training.pack.adapters import (
     initial_adapter,
     load_adapter,
 )
+from training.pack.nested import cut_adapter
 from training.pack.slot import Trial
 from training.recipe import Network, Recipe, trial_id
 from training.run.job import SweepJob, TrialSpec
