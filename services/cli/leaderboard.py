@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from services.farm.settings import Home
 from services.sweeps.leaderboard import leaderboard
-from training import Candidate, Interval, Winner, approximation
+from training import Candidate, Standing, Winner, approximation
 
 SHORT_HEADINGS = {
     "fid.": "prompt fidelity",
@@ -42,30 +41,9 @@ def leaderboard_command(home: Home, character: str, report: Path | None, console
 
 def print_leaderboard(winner: Winner, console: Console) -> None:
     """A table of all checkpoints, then the reason in a sentence."""
-    # Without rules between columns, so that every number can be read on 80 columns.
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", min_width=1)
-    for heading in ("network", "step", "views", "identity", *SHORT_HEADINGS):
-        table.add_column(heading, no_wrap=True)
     keys = _keys(winner)
-    for standing in winner.table:
-        candidate = standing.candidate
-        score = candidate.score
-        mark = "[green]★[/]" if standing.place == 1 else ("=" if standing.tied else "")
-        row = [
-            mark,
-            _network(candidate, keys),
-            str(candidate.step),
-            "" if candidate.views is None else f"{candidate.views:.0f}",
-            _interval(score.identity),
-            f"{score.prompt_fidelity.value:.2f}",
-            f"{score.drift.value:.2f}",
-            f"{score.leak.value:.2f}",
-            f"{score.memorisation.value:.2f}",
-            f"{score.diversity.value:.2f}",
-        ]
-        table.add_row(*row, style="dim" if standing.failed_guards else "")
-    console.print(table)
+    # One text for all rows: drawing a table of Rich's takes longer than reading a large sweep.
+    console.print(_table(winner, keys), no_wrap=True, overflow="ellipsis")
     console.print(winner.reason, markup=False)
     for words, key in keys.items():
         if words:
@@ -77,8 +55,48 @@ def print_leaderboard(winner: Winner, console: Console) -> None:
     base = winner.candidate.score.base_identity
     console.print(
         f"[dim]views of each training picture up to that step; {named}[/]\n"
-        f"[dim]identity: 0 is the bare base {_interval(base)}, 1 the references among themselves; "
-        "= tied with the winner; dim rows fail a guard[/]"
+        f"[dim]identity: 0 is the bare base {escape(str(base))}, 1 the references among "
+        "themselves; = tied with the winner; dim rows fail a guard[/]"
+    )
+
+
+def _table(winner: Winner, keys: Mapping[str, str]) -> Text:
+    """A line per checkpoint below the headings.
+
+    There are no rules between columns, so that every number can be read on 80 columns.
+    """
+    headings = ("", "network", "step", "views", "identity", *SHORT_HEADINGS)
+    rows = [_row(standing, keys) for standing in winner.table]
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    table = Text(f"\n{_line(headings, widths)}\n")
+    table.append(f" {'─' * (sum(widths) + 2 * (len(widths) - 1))}\n")
+    for standing, row in zip(winner.table, rows, strict=True):
+        line = Text(_line(row, widths) + "\n", style="dim" if standing.failed_guards else "")
+        if standing.place == 1:
+            line.stylize("green", 1, 2)
+        table.append_text(line)
+    return table
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return f" {'  '.join(padded)}"
+
+
+def _row(standing: Standing, keys: Mapping[str, str]) -> tuple[str, ...]:
+    candidate = standing.candidate
+    score = candidate.score
+    return (
+        "★" if standing.place == 1 else ("=" if standing.tied else ""),
+        _network(candidate, keys),
+        str(candidate.step),
+        "" if candidate.views is None else f"{candidate.views:.0f}",
+        str(score.identity),
+        f"{score.prompt_fidelity.value:.2f}",
+        f"{score.drift.value:.2f}",
+        f"{score.leak.value:.2f}",
+        f"{score.memorisation.value:.2f}",
+        f"{score.diversity.value:.2f}",
     )
 
 
@@ -92,7 +110,3 @@ def _keys(winner: Winner) -> dict[str, str]:
     variants = dict.fromkeys(standing.candidate.variant for standing in winner.table)
     named = [words for words in variants if words]
     return {"": ""} | {words: f" #{number}" for number, words in enumerate(named, start=1)}
-
-
-def _interval(interval: Interval) -> str:
-    return rf"{interval.value:.2f} \[{interval.low:.2f}, {interval.high:.2f}]"

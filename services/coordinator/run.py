@@ -62,18 +62,27 @@ def run_sweep(
 
     `start_ray` is called if there is work for Ray; see `services.farm.engine.ray_when_needed`.
     `on_event` is called with every event of the training, in order (`training.events`). Raises
-    UserError when no trial was finished; what is done by then is kept.
+    UserError when no trial was finished; what is done by then is kept, and MLflow says how the
+    sweep has ended.
     """
     registry = Registry(home.tracking_uri, home.artifacts)
     recorder = Recorder(home, prepared, registry)
-    _train(home, prepared, start_ray, recorder, progress, on_event)
-    with progress.step(f"{prepared.dataset.character}: runs recorded in MLflow") as step:
-        run_ids = recorder.finish(step)
-    winner = _choose(home, prepared)
-    registered = register_winner(
-        home, prepared.asked, prepared.dataset, winner, registry, run_ids, progress
-    )
-    recorder.close()
+    try:
+        _train(home, prepared, start_ray, recorder, progress, on_event)
+        with progress.step(f"{prepared.dataset.character}: runs recorded in MLflow") as step:
+            run_ids = recorder.finish(step)
+        winner = _choose(home, prepared)
+        recorder.verifying()
+        registered = register_winner(
+            home, prepared.asked, prepared.dataset, winner, registry, run_ids, progress
+        )
+    except KeyboardInterrupt:
+        recorder.end("cancelled")
+        raise
+    except Exception:
+        recorder.end("failed")
+        raise
+    recorder.end("succeeded")
     return FinishedSweep(prepared.asked, prepared.plan, prepared.dataset, winner, registered)
 
 

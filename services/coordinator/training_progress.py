@@ -6,17 +6,27 @@ Events in, calls of a `Step` out. What an event says in a sentence is left to wh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import assert_never
 
 from services.farm.progress import Progress, Step
 from services.sweeps.plan import SweepPlan
 from training import (
     BaseScoring,
+    Buckets,
+    CheckpointSaved,
     CheckpointScored,
+    CompiledChecked,
     Encoding,
     Event,
+    MemorySplit,
+    PackMeasured,
     StepTaken,
+    Stopping,
+    TrialFailed,
     TrialStarted,
+    TrialStopped,
     TrialSucceeded,
+    Waiting,
 )
 
 MB = 1e6
@@ -40,8 +50,9 @@ class TrainingProgress:
         match event:
             case Encoding():
                 self._step.note(f"encoding pictures {event.done}/{event.total}")
-            case BaseScoring(state="running"):
-                self._step.note("the bare base is being scored")
+            case BaseScoring():
+                if event.state == "running":
+                    self._step.note("the bare base is being scored")
             case StepTaken():
                 speed = f"{event.pack_images_per_s:.3g} images/s"
                 self._step.note(f"{self._titles[event.trial]} loss {event.loss:.3f}, {speed}")
@@ -52,8 +63,20 @@ class TrainingProgress:
                 self.scoring_seconds.append(event.seconds)
             case TrialStarted() | TrialSucceeded():
                 self._advance(event.trial, event.step)
+            case (
+                Waiting()
+                | Buckets()
+                | PackMeasured()
+                | CompiledChecked()
+                | MemorySplit()
+                | CheckpointSaved()
+                | TrialFailed()
+                | TrialStopped()
+                | Stopping()
+            ):
+                pass  # these are no progress
             case _:
-                pass
+                assert_never(event)
 
     def tell_memory(self, progress: Progress) -> None:
         """Say, when all is trained, how much memory the steps took at most."""

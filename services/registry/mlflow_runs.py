@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from captioning import UserError
+from services.farm.states import State
 from services.registry.bundle import file_sha256
 from services.registry.trial_facts import (
     DatasetReference,
@@ -48,7 +49,7 @@ CHECKPOINT_FILES = ("adapter.safetensors", "recipe.yaml", "manifest.json", "scor
 log = logging.getLogger(__name__)
 
 # The state of a sweep or a trial in MLflow's words; the tag STATE_TAG of its run holds our own.
-RUN_STATUS = {
+RUN_STATUS: dict[State, str] = {
     "queued": "SCHEDULED",
     "running": "RUNNING",
     "verifying": "RUNNING",
@@ -80,8 +81,8 @@ class MlflowRuns:
         self._set_state(run, "running")
         return str(run.info.run_id)
 
-    def close_sweep(self, run_id: str, state: str = "succeeded") -> None:
-        """Mark the sweep's run "succeeded" or "failed"; closing it again changes nothing."""
+    def set_state(self, run_id: str, state: State) -> None:
+        """Bring a sweep's or a trial's run to a state; what has succeeded stays so."""
         self._set_state(self._client.get_run(run_id), state)
 
     def record_trial(self, sweep_run: str, trial: TrialFacts) -> str:
@@ -168,7 +169,7 @@ class MlflowRuns:
         )
         return runs[0] if runs else None
 
-    def _set_state(self, run: Run, state: str) -> None:
+    def _set_state(self, run: Run, state: State) -> None:
         """Bring the run's status and its state tag to `state`; what has succeeded stays so."""
         run_id, status = run.info.run_id, RUN_STATUS[state]
         current = self._client.get_run(run_id)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from services.farm.states import State
 from training import Interval, Measures, read_metrics
 
 
@@ -32,7 +33,7 @@ class TrialFacts:
     dataset: DatasetReference
     trial_dir: Path
     scores: Mapping[int, Measures]  # by checkpoint step
-    state: str  # "running" | "succeeded" | "failed", or another one of mlflow_runs.RUN_STATUS
+    state: State
     tags: Mapping[str, str] = field(default_factory=dict)  # base, family, embedder, ...
 
 

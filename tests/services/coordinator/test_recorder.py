@@ -10,6 +10,7 @@ from captioning import DatasetVersion
 from services.coordinator.recorder import Recorder
 from services.farm.progress import Unwatched
 from services.farm.settings import Home, Settings
+from services.farm.states import State
 from services.registry.mlflow_runs import STATE_TAG, TRIAL_TAG
 from services.registry.registry import Registry
 from services.sweeps.plan import SweepConfig
@@ -79,6 +80,21 @@ def test_at_the_end_every_trial_has_its_run_and_the_failed_one_says_so(
     failed.write_text(json.dumps({"trial": second, "error": "no space left"}))
     recorder = Recorder(home, prepared, registry)
     run_ids = recorder.finish(Unwatched())
-    recorder.close()
+    recorder.end("succeeded")
     assert set(run_ids) == {first, second}
     assert recorded(home) == {first: ("succeeded", "FINISHED"), second: ("failed", "FAILED")}
+
+
+@pytest.mark.parametrize(("state", "status"), [("cancelled", "KILLED"), ("failed", "FAILED")])
+def test_trials_that_were_running_end_with_the_sweep(
+    home: Home, prepared: PreparedSweep, registry: Registry, state: State, status: str
+):
+    first, second = (planned.trial for planned in prepared.plan.trials)
+    recorder = Recorder(home, prepared, registry)
+    recorder(CheckpointScored(first, 5, score(0.5), 2.0))
+    recorder(TrialSucceeded(first, 10))
+    recorder(CheckpointScored(second, 5, score(0.5), 2.0))
+    recorder.end(state)
+    assert recorded(home) == {first: ("succeeded", "FINISHED"), second: (state, status)}
+    Recorder(home, prepared, registry)(CheckpointScored(second, 10, score(0.6), 2.0))
+    assert recorded(home)[second] == ("running", "RUNNING"), "the sweep goes on"
