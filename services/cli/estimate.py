@@ -8,14 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from captioning import load_config
 from services.cli.progress import Display
 from services.datasets.versions import newest_dataset
 from services.farm.durations import duration
 from services.farm.settings import Home
 from services.sweeps.estimate_text import gigabytes, scoring_text, titles
 from services.sweeps.measuring import MeasuredSweep, TooLarge, measure_sweep
-from services.sweeps.plan import PlannedTrial, SweepConfig
+from services.sweeps.plan import PlannedTrial, load_sweep
 from training import views_per_image
 
 
@@ -28,8 +27,7 @@ def estimate_command(
     console: Console,
 ) -> bool:
     """`lorafarm estimate`: print the estimate of every pack; False if one of them does not fit."""
-    parsed = load_config(SweepConfig, config) if config else SweepConfig()
-    source = str(config) if config else "the default sweep"
+    parsed, source = load_sweep(config)
     with Display(console) as display:
         dataset = newest_dataset(home, character, display)
         measured = measure_sweep(

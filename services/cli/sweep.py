@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from captioning import load_config
 from services.cli.leaderboard import print_leaderboard
 from services.cli.progress import Display
 from services.cli.watching import Watcher
@@ -17,16 +16,15 @@ from services.datasets.versions import newest_dataset
 from services.farm.engine import ray_when_needed
 from services.farm.settings import Home
 from services.sweeps.estimate_text import known_line
-from services.sweeps.plan import SweepConfig
+from services.sweeps.plan import load_sweep
 from services.sweeps.prepare import PreparedSweep, prepare_sweep
 
 
 def sweep_command(home: Home, character: str, config: Path | None, console: Console) -> None:
     """`lorafarm sweep`: the newest dataset version of `character`, then the leaderboard."""
-    parsed = load_config(SweepConfig, config) if config else SweepConfig()
+    parsed, source = load_sweep(config)
     with Display(console) as display:
         dataset = newest_dataset(home, character, display)
-    source = str(config) if config else "the default sweep"
     prepared = prepare_sweep(home, dataset, parsed, source)
     print_prepared(prepared, console)
     with ray_when_needed(home) as start_ray:

@@ -44,6 +44,7 @@ from services.datasets.check import curation_limits
 from services.datasets.versions import PushedDataset, push_dataset
 from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home, Settings
+from training import ADVISED_VIEWS, Recipe, steps_for_views
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,6 @@ def freeze_dataset(
 
 
 def _advised(pictures: int) -> tuple[AdvisedSteps, ...]:
-    from training import ADVISED_VIEWS, Recipe, steps_for_views  # heavy: torch
-
     recipe = Recipe()
     return tuple(
         AdvisedSteps(views, steps_for_views(views, recipe, pictures), recipe.batch_size)

@@ -33,7 +33,7 @@ def promote(home: Home, name: str, version: int, alias: str = PRODUCTION) -> Pro
     Raises UserError for an unknown name, version or alias.
     """
     if alias not in ALIASES:
-        raise UserError(f"--to {alias}", "no such alias", f"use one of: {', '.join(ALIASES)}")
+        raise UserError(f"alias {alias}", "no such alias", f"use one of: {', '.join(ALIASES)}")
     registry = open_registry(home)
     registry.set_alias(name, version, alias)
     return Promotion(name, alias, version, registry.has_lock)
@@ -57,9 +57,7 @@ def hand_out(home: Home, reference: str, to: Path, format: str) -> HandedOut:
     Raises UserError for an unknown reference or format, and for bytes that were changed.
     """
     if format not in FORMATS:
-        raise UserError(
-            f"--format {format}", "unknown", f"use one of: {', '.join(sorted(FORMATS))}"
-        )
+        raise UserError(f"format {format}", "unknown", f"use one of: {', '.join(sorted(FORMATS))}")
     adapter, files = open_registry(home).download(reference, to, format)
     return HandedOut(adapter, tuple((file, content_hash(file)) for file in files))
 

@@ -10,11 +10,12 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from captioning import DatasetVersion, UserError, parse_config
+from captioning import DatasetVersion, UserError, load_config, parse_config
 from services.sweeps.variants import variant_words
 from training import Recipe, ScoringConfig, cut_recipes, fit_recipe, trial_id
 
@@ -42,6 +43,13 @@ class SweepConfig(BaseModel):
     scoring: ScoringConfig = Field(
         default_factory=ScoringConfig, description="How checkpoints are scored."
     )
+
+
+def load_sweep(file: Path | None) -> tuple[SweepConfig, str]:
+    """The config in a file, or the default sweep, and what errors are to call it."""
+    if file is None:
+        return SweepConfig(), "the default sweep"
+    return load_config(SweepConfig, file), str(file)
 
 
 @dataclass(frozen=True)

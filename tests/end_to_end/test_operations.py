@@ -23,7 +23,7 @@ def test_the_script_in_the_docs_does_the_whole_job(
 ):
     (text,) = re.findall(r"```python\n(.*?)```", DEVELOP.read_text("utf-8"), re.DOTALL)
     lines = [line for line in text.splitlines() if line.strip()]
-    assert len(lines) <= 45 and "rich" not in text and "typer" not in text
+    assert len(lines) <= 40 and "rich" not in text and "typer" not in text
     script = tmp_path / "job.py"
     script.write_text(text)
     root = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))

@@ -39,6 +39,8 @@ STOP_TIMEOUT_S = 30.0
 # A group that got no CPU or GPU for this long is said to wait, since Ray waits silently.
 WAITING_NOTICE_S = 60.0
 LEDGER_FILE = "deaths.json"
+# Ray Train hands the workers a mapping; this is its one key.
+ORDERS = "orders"
 
 
 def run_trials(
@@ -120,6 +122,17 @@ class _Size:
         return self.gpus_per_worker > 0
 
 
+@dataclass(frozen=True)
+class _Orders:
+    """What every worker of the group is told when it starts."""
+
+    job: SweepJob
+    mailbox: Any  # the driver's actor, to which events go
+    ledger: Path  # the file that counts the workers' deaths
+    threads: int  # with which a worker computes
+    max_deaths: int  # of a worker at one pack, before the pack is tried in halves
+
+
 class _Fit(threading.Thread):
     """`TorchTrainer.fit()` beside the main thread, which stays free for events and Ctrl-C.
 
@@ -149,11 +162,13 @@ class _Fit(threading.Thread):
         self._trainer = TorchTrainer(
             run_worker,
             train_loop_config={
-                "job": job,
-                "mailbox": mailbox,
-                "ledger": str(run_dir / LEDGER_FILE),
-                "threads": size.cpus_per_worker,
-                "max_deaths": max(1, max_failures),
+                ORDERS: _Orders(
+                    job=job,
+                    mailbox=mailbox,
+                    ledger=run_dir / LEDGER_FILE,
+                    threads=size.cpus_per_worker,
+                    max_deaths=max(1, max_failures),
+                )
             },
             scaling_config=ScalingConfig(
                 num_workers=(
@@ -199,24 +214,25 @@ class _Fit(threading.Thread):
         raise UserError(self._outcome.where, self._outcome.found, self._outcome.fix)
 
 
-def run_worker(config: dict[str, Any]) -> SetupError | None:
+def run_worker(config: dict[str, _Orders]) -> SetupError | None:
     """Ray Train calls this in every worker of the group, and again after a restart."""
     import ray.train
     import ray.train.torch
 
-    torch.set_num_threads(config["threads"])
+    orders = config[ORDERS]
+    torch.set_num_threads(orders.threads)
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    post = Post(config["mailbox"])
+    post = Post(orders.mailbox)
     worker = Worker(
-        config["job"],
+        orders.job,
         Group(rank, context.get_world_size()),
         ray.train.torch.get_device(),
         on_event=post,
         # Rank 0 alone asks, since a stop of one worker is a stop of all.
         stopped=post.stopped if rank == 0 else lambda: False,
-        ledger=Ledger(Path(config["ledger"])) if rank == 0 else None,
-        max_deaths=config["max_deaths"],
+        ledger=Ledger(orders.ledger) if rank == 0 else None,
+        max_deaths=orders.max_deaths,
     )
     try:
         return worker.run()

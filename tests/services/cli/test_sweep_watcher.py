@@ -10,8 +10,13 @@ from captioning import DatasetVersion, parse_config
 from services.cli import progress
 from services.cli.progress import Display
 from services.cli.watching import Watcher, pack_line
+from services.coordinator.recorder import Recorder
 from services.coordinator.training_progress import TrainingProgress
+from services.farm.settings import Home, Settings
+from services.registry.mlflow_runs import STATE_TAG, TRIAL_TAG
+from services.registry.registry import Registry
 from services.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
+from services.sweeps.prepare import prepare_sweep
 from training import (
     Buckets,
     CompiledChecked,
@@ -105,9 +110,28 @@ def test_who_goes_on_and_that_ctrl_c_was_heard_are_told(plan: SweepPlan):
         assert "goes on" not in watch(plan, TrialStarted(trial, step, 10))
 
 
-def test_a_failure_is_told_and_recorded(plan: SweepPlan):
-    trial = plan.trials[0].trial
-    assert "no space left" in watch(plan, TrialFailed(trial, "no space left"))
+def test_a_failure_is_told_and_recorded(home_path: Path, dataset: DatasetVersion):
+    home = Home(home_path, Settings(cpus_per_worker=1, use_gpu=False))
+    prepared = prepare_sweep(home, dataset, SweepConfig(), "test")
+    (planned,) = prepared.plan.trials
+    registry = Registry(home.tracking_uri, home.artifacts)
+    recorder = Recorder(home, prepared, registry)
+    failed = TrialFailed(planned.trial, "no space left")
+    assert "no space left" in watch(prepared.plan, step_taken(prepared.plan, 1), failed)
+    recorder(step_taken(prepared.plan, 1))
+    assert trial_runs(home) == []
+    recorder(failed)
+    assert trial_runs(home) == [(planned.trial, "failed")]
+
+
+def trial_runs(home: Home) -> list[tuple[str, str]]:
+    """The trials that have a run in MLflow, with their states."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(home.tracking_uri)
+    experiment = client.get_experiment_by_name("aya")
+    tags = [run.data.tags for run in client.search_runs([experiment.experiment_id])]
+    return [(one[TRIAL_TAG], one[STATE_TAG]) for one in tags if TRIAL_TAG in one]
 
 
 def test_a_lack_of_memory_is_told(plan: SweepPlan):
