@@ -143,15 +143,15 @@ def test_what_keeps_all_trials_from_starting_is_said(
         """Ray Train's, less the half minute in which it starts processes for the one worker."""
 
         def __init__(self, loop: Any, train_loop_config: dict[str, Any], **options: Any) -> None:
-            config = train_loop_config
+            orders = train_loop_config["orders"]
             self.worker = Worker(
-                config["job"],
+                orders.job,
                 Group(0, 1),
                 torch.device("cpu"),
-                Post(config["mailbox"]),
+                Post(orders.mailbox),
                 lambda: False,
-                Ledger(Path(config["ledger"])),
-                config["max_deaths"],
+                Ledger(Path(orders.ledger)),
+                orders.max_deaths,
             )
 
         def fit(self) -> Any:
