@@ -41,6 +41,7 @@ from training.events import (
     from_json_line,
     to_json_line,
 )
+from training.export_report import ExportReport
 from training.family_facts import FAMILY_FACTS, STARTER_BASE, BaseFacts
 from training.fitting import fit_recipe, usual_recipes
 from training.optimizer import Optimizer
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from training.checkpoints import Contents, load_checkpoint
     from training.data.class_pictures import class_samples
     from training.data.latents import LatentCache, encode_dataset
-    from training.export import ExportReport, VerificationError, export_adapter
+    from training.export import VerificationError, export_adapter
     from training.families import Base, base_facts, base_hash, family_of, load_base, native_size_px
     from training.frozen.sharding import refuse_quantised_shares
     from training.loop import TrainingDiverged, train
@@ -87,7 +88,6 @@ if TYPE_CHECKING:
 _ASKED_FOR = {
     "Base": "training.families",
     "Contents": "training.checkpoints",
-    "ExportReport": "training.export",
     "LatentCache": "training.data.latents",
     "Measurement": "training.run.probe",
     "ProbeRequest": "training.run.probe",

@@ -23,7 +23,8 @@ from services.sweeps.files import (
     candidates,
     choose_whole,
     failures,
-    is_intact,
+    is_best_whole,
+    is_scored,
     scores_dir,
     sweep_dir,
 )
@@ -157,13 +158,14 @@ def _spec(home: Home, planned: PlannedTrial) -> TrialSpec:
 
 
 def _is_done(home: Home, prepared: PreparedSweep) -> bool:
-    """Whether every checkpoint that the sweep asks for is there, whole, and scored as it asks."""
+    """Whether every checkpoint that the sweep asks for is there and scored, and the best is whole.
+
+    The bytes of the best one alone are verified, since they are what is exported. Where they are
+    damaged, training is asked to make them again.
+    """
     found = _candidates(home, prepared)
-    scored = {(one.trial, one.step) for one in found if is_intact(home.store, one)}
-    return all(
-        (planned.trial, step) in scored
-        for planned in prepared.plan.trials
-        for step in planned.recipe.checkpoint_steps()
+    return is_scored(prepared.plan, found) and is_best_whole(
+        home.store, found, prepared.asked.config.scoring.limits
     )
 
 

@@ -5,15 +5,15 @@ A scored checkpoint in; verified files and a registry version out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from captioning import DatasetVersion, Store, content_hash, write_atomic
+from captioning import DatasetVersion, Store, content_hash
 from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
 from services.registry.bundle import AdapterCard
+from services.registry.exports import exports_dir, read_exports, write_exports
 from services.registry.registry import CANDIDATE, Registry
 from services.sweeps.files import AskedSweep
 from training import (
@@ -22,14 +22,10 @@ from training import (
     Winner,
     approximation,
     checkpoint_dir,
-    export_adapter,
-    load_base,
-    load_checkpoint,
 )
 
 # Adapters are trained and scored at full strength, so that is what is recommended.
 RECOMMENDED_WEIGHT = 1.0
-EXPORTS_FILE = "exports.json"
 # What diffusers' load_lora_weights looks for in a folder.
 DIFFUSERS_FOLDER, DIFFUSERS_FILE = "diffusers", "pytorch_lora_weights.safetensors"
 
@@ -89,10 +85,12 @@ def export_both(
     The kohya file's name tells character, recipe and step, since tools keep serving an old file
     when a new one takes its name.
     """
-    folder = store.adapters / asked.character / sha256[:16]
-    known = _read_exports(folder)
+    folder = exports_dir(store, asked.character, sha256)
+    known = read_exports(folder)
     if known is not None:
         return known
+    from training import export_adapter, load_base, load_checkpoint
+
     contents = load_checkpoint(checkpoint)
     network = contents.recipe.network
     stem = f"{asked.character}-{network.method}-r{network.rank}-s{contents.step}-{sha256[:8]}"
@@ -103,22 +101,8 @@ def export_both(
     diffusers = export_adapter(
         checkpoint, base, folder / DIFFUSERS_FOLDER / DIFFUSERS_FILE, "diffusers", dataset=dataset
     )
-    rows = [
-        asdict(report) | {"path": report.path.relative_to(folder).as_posix()}
-        for report in (kohya, diffusers)
-    ]
-    write_atomic(folder / EXPORTS_FILE, json.dumps(rows, indent=1).encode())
+    write_exports(folder, kohya, diffusers)
     return kohya, diffusers
-
-
-def exports_of(
-    store: Store, character: str, candidate: Candidate
-) -> tuple[tuple[Path, ExportReport], ...]:
-    """The exported files of a checkpoint, each with its folder; empty when it was not exported."""
-    checkpoint = checkpoint_dir(store.runs / candidate.trial, candidate.step)
-    sha256 = content_hash(checkpoint / "adapter.safetensors")
-    folder = store.adapters / character / sha256[:16]
-    return tuple((folder, report) for report in _read_exports(folder) or ())
 
 
 def _card(
@@ -141,16 +125,3 @@ def _card(
         scores=candidate.score.measures(),
         approximate=approximation(candidate.nested_ranks) if candidate.nested_ranks else "",
     )
-
-
-def _read_exports(folder: Path) -> tuple[ExportReport, ExportReport] | None:
-    """The reports of an earlier export when its files are whole."""
-    file = folder / EXPORTS_FILE
-    if not file.exists():
-        return None
-    rows = json.loads(file.read_text("utf-8"))
-    kohya, diffusers = (ExportReport(**row | {"path": folder / row["path"]}) for row in rows)
-    for report in (kohya, diffusers):
-        if not report.path.exists() or content_hash(report.path) != report.sha256:
-            return None
-    return kohya, diffusers

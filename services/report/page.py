@@ -10,10 +10,10 @@ import importlib.resources
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from captioning import write_atomic
 from services.farm.durations import duration
@@ -30,6 +30,9 @@ from services.report.plots import (
     trade_off_figure,
 )
 from training import FAMILY_FACTS, Interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Measure, its heading, which way is better, and what it says in a few words.
 MEASURE_HEADINGS = (

@@ -10,13 +10,12 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from services.report.data import CharacterReport, TrialResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # More trials than this share one grey: nobody tells nine lines apart.
 MAX_COLOURED_TRIALS = 7
@@ -184,6 +183,8 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def svg_uri(figure: Figure) -> str:
     """The figure as an SVG data URI: text stays text, and nothing in it names an address."""
+    import matplotlib
+
     buffer = io.BytesIO()
     settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lorafarm"}
     with matplotlib.rc_context(settings):
@@ -194,6 +195,9 @@ def svg_uri(figure: Figure) -> str:
 
 
 def _figure(theme: Theme, panels: int, height_in: float) -> tuple[Figure, list[Any]]:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained", facecolor=theme.surface)
     axes = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
     for one in axes:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from captioning import Sample, load_skipped
 from services.farm.settings import Home
+from services.registry.exports import exports_of
 from services.registry.releases import open_registry
-from services.registry.winner import exports_of
 from services.report.data import (
     CaptionedPicture,
     CharacterReport,

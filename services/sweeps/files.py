@@ -174,6 +174,21 @@ def _comparable(config: ScoringConfig) -> ScoringConfig:
     return config.model_copy(update={"limits": Limits()})
 
 
+def is_scored(plan: SweepPlan, candidates: Sequence[Candidate]) -> bool:
+    """Whether the candidates hold every checkpoint that the plan asks for."""
+    scored = {(one.trial, one.step) for one in candidates}
+    return all(
+        (planned.trial, step) in scored
+        for planned in plan.trials
+        for step in planned.recipe.checkpoint_steps()
+    )
+
+
+def is_best_whole(store: Store, candidates: Sequence[Candidate], limits: Limits) -> bool:
+    """Whether the checkpoint that wins by its scores is whole; reads the bytes of no other."""
+    return is_intact(store, choose_winner(candidates, limits).candidate)
+
+
 def choose_whole(store: Store, candidates: Sequence[Candidate], limits: Limits) -> Winner | None:
     """The winner among the candidates, every byte of its checkpoint verified.
 

@@ -10,9 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,27 +20,13 @@ from training.checkpoints import Contents, load_checkpoint
 from training.export import diffusers, header, kohya
 from training.export.updates import Update, read_updates
 from training.export.verify import verify
+from training.export_report import ExportReport, Format
 from training.families import Base
 from training.pack.parts import has_kernel
 from training.recipe import Network
 
 SUFFIX = ".safetensors"
-Format = Literal["kohya", "diffusers"]
 DTYPES = (torch.float16, torch.float32)
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """A verified file."""
-
-    path: Path
-    format: Format
-    form: str  # "lora", "dora" or "diff" (kohya), "peft" or "full" (diffusers)
-    sha256: str
-    size_bytes: int
-    modules: int  # how many layers it changes
-    max_error: float  # largest difference of an output element after the reload
-    effect: float  # largest change of an output element by the adapter
 
 
 def export_adapter(

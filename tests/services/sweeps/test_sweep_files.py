@@ -13,9 +13,16 @@ from captioning import DatasetVersion, UserError
 from services.cli.leaderboard import leaderboard_command
 from services.farm.settings import Home, Settings
 from services.sweeps import files as sweep_files
-from services.sweeps.files import choose_whole, newest_scored, record_sweep
+from services.sweeps.files import (
+    choose_whole,
+    is_best_whole,
+    is_scored,
+    newest_scored,
+    record_sweep,
+)
 from services.sweeps.plan import SweepConfig
 from services.sweeps.prepare import plan_config
+from training import checkpoint_files
 from training.checkpoints import save_checkpoint
 
 
@@ -47,25 +54,64 @@ def test_a_damaged_checkpoint_wins_nothing(
     home_path: Path, dataset: DatasetVersion, caplog: pytest.LogCaptureFixture
 ):
     home = Home(home_path, Settings(cpus_per_worker=1, use_gpu=False))
-    asked = SweepConfig.model_validate({"recipe": {"steps": 20, "checkpoint_every": 10}})
-    base, plan, resolved = plan_config(home, dataset, asked, "test")
-    record_sweep(home.store, dataset, plan, resolved, base)
-    (planned,) = plan.trials
-    folder = home.store.runs / planned.trial
-    for step, identity in ((10, 0.4), (20, 0.8)):
-        path = save_checkpoint(folder, step, planned.recipe, {}, {}).path
-        score(identity).save(path)
+    folders = scored_steps(home, dataset, {10: 0.4, 20: 0.8})
     found = newest_scored(home.store, "aya", 1)
     limits = found.asked.config.scoring.limits
     best = choose_whole(home.store, found.candidates, limits)
     assert best is not None and best.candidate.step == 20
-    adapter = path / "adapter.safetensors"
-    data = adapter.read_bytes()
-    adapter.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same size
+    damage(folders[20])
     best = choose_whole(home.store, found.candidates, limits)
     assert best is not None and [s.candidate.step for s in best.table] == [10]
     assert "step-000020" in caplog.text
     assert choose_whole(home.store, [c for c in found.candidates if c.step == 20], limits) is None
+
+
+def test_whether_a_sweep_is_done_reads_the_bytes_of_the_best_checkpoint_only(
+    home_path: Path, dataset: DatasetVersion, monkeypatch: pytest.MonkeyPatch
+):
+    home = Home(home_path, Settings(cpus_per_worker=1, use_gpu=False))
+    folders = scored_steps(home, dataset, {10: 0.4, 20: 0.8})
+    found = newest_scored(home.store, "aya", 1)
+    limits = found.asked.config.scoring.limits
+    read = []
+    verified = checkpoint_files.read_verified
+
+    def counted(path: Path) -> dict[str, bytes]:
+        read.append(path)
+        return verified(path)
+
+    monkeypatch.setattr(checkpoint_files, "read_verified", counted)
+    assert is_scored(found.plan, found.candidates)
+    assert is_best_whole(home.store, found.candidates, limits)
+    assert read == [folders[20]]
+    damage(folders[10])
+    assert is_best_whole(home.store, found.candidates, limits)
+    damage(folders[20])
+    assert not is_best_whole(home.store, found.candidates, limits)
+    assert not is_scored(found.plan, found.candidates[:1])
+
+
+def scored_steps(
+    home: Home, dataset: DatasetVersion, identities: dict[int, float]
+) -> dict[int, Path]:
+    """A recorded sweep of one trial; gives its checkpoint folders, each scored, by step."""
+    asked = SweepConfig.model_validate({"recipe": {"steps": 20, "checkpoint_every": 10}})
+    base, plan, resolved = plan_config(home, dataset, asked, "test")
+    record_sweep(home.store, dataset, plan, resolved, base)
+    (planned,) = plan.trials
+    folders = {}
+    for step, identity in identities.items():
+        trial_dir = home.store.runs / planned.trial
+        folders[step] = save_checkpoint(trial_dir, step, planned.recipe, {}, {}).path
+        score(identity).save(folders[step])
+    return folders
+
+
+def damage(checkpoint: Path) -> None:
+    """Change a bit of the adapter, and leave the file's size as it was."""
+    adapter = checkpoint / "adapter.safetensors"
+    data = adapter.read_bytes()
+    adapter.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 class Clock:
