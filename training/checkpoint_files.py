@@ -12,6 +12,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +205,19 @@ def _size_by_header(file: Path) -> int:
             raise ValueError(f"{file}: is shorter than its header")
         header = opened.read(length)
     try:
-        tensors = [one for name, one in json.loads(header).items() if name != "__metadata__"]
-        return _LENGTH_BYTES + length + max((one["data_offsets"][1] for one in tensors), default=0)
+        return _LENGTH_BYTES + length + _tensors_size(header)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{file}: has no readable header") from error
+
+
+@lru_cache(maxsize=16)
+def _tensors_size(header: bytes) -> int:
+    """How many bytes all tensors of a safetensors file take.
+
+    The checkpoints of a sweep have few different headers, since their tensors have equal shapes.
+    """
+    tensors = [one for name, one in json.loads(header).items() if name != "__metadata__"]
+    return max((one["data_offsets"][1] for one in tensors), default=0)
 
 
 def _tell_skipped(path: Path, error: Exception) -> None:

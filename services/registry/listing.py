@@ -43,13 +43,25 @@ def registered_adapters(tracking_uri: str, artifacts: Path | None) -> tuple[Adap
     rows = None if database is None else _rows(database)
     if database is None or rows is None:
         return Registry(tracking_uri, artifacts).list()
-    file = database.parent / LISTED_FILE
-    kept = _read(file)
+    kept = _read(database.parent / LISTED_FILE)
     if kept is not None and kept.rows == rows:
         return kept.adapters
-    adapters = Registry(tracking_uri, artifacts).list()
+    return _listed_anew(database, rows, Registry(tracking_uri, artifacts))
+
+
+def keep_list(tracking_uri: str, registry: Registry) -> None:
+    """Keep the list after a change, where MLflow is loaded anyway, for whoever asks next."""
+    database = database_file(tracking_uri)
+    rows = None if database is None else _rows(database)
+    if database is not None and rows is not None:
+        _listed_anew(database, rows, registry)
+
+
+def _listed_anew(database: Path, rows: str, registry: Registry) -> tuple[AdapterVersion, ...]:
+    """The list as MLflow gives it, kept beside the database, whose rows had the hash `rows`."""
+    adapters = registry.list()
     if _rows(database) == rows:  # else they were changed while MLflow read them
-        _keep(file, _Listed(rows=rows, adapters=adapters))
+        _keep(database.parent / LISTED_FILE, _Listed(rows=rows, adapters=adapters))
     return adapters
 
 

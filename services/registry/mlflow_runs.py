@@ -41,10 +41,13 @@ PARENT_TAG = "mlflow.parentRunId"
 # Limits of MLflow's log_batch (mlflow/utils/validation.py).
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
+# The files that tell whether a checkpoint was uploaded as it is. The manifest is none of them: it
+# is written again when the checkpoint's state is dropped.
+IDENTIFYING_FILES = ("adapter.safetensors", "recipe.yaml", "scores.json")
+CHECKPOINT_MANIFEST = "manifest.json"
 # What a checkpoint folder gives to its run. The optimiser's state stays in the store: it is
 # twice the adapter's size and of use to nobody but a resumed trial.
-CHECKPOINT_FILES = ("adapter.safetensors", "recipe.yaml", "manifest.json", "scores.json")
-
+CHECKPOINT_FILES = (*IDENTIFYING_FILES, CHECKPOINT_MANIFEST)
 
 log = logging.getLogger(__name__)
 
@@ -240,14 +243,19 @@ class MlflowRuns:
         """Upload a checkpoint's files unless they are there; reads no tensors that are.
 
         The manifest says the hashes of the large files. One whose bytes are others is damaged, and
-        is logged and not uploaded.
+        is logged and not uploaded. Tags of earlier versions are hashes over the manifest's bytes
+        too; where such a tag holds, it is replaced and nothing is uploaded.
         """
         present = [folder / name for name in CHECKPOINT_FILES if (folder / name).exists()]
         said = saved_hashes(folder)
         hashes = {file: said.get(file.name) or file_sha256(file) for file in present}
         files = {f"checkpoints/{folder.name}/{file.name}": file for file in present}
-        digest = _digest(files, hashes)
-        if pushed.get(PUSHED_TAG + folder.name) == digest:
+        identifying = {path: f for path, f in files.items() if f.name != CHECKPOINT_MANIFEST}
+        digest, known = _digest(identifying, hashes), pushed.get(PUSHED_TAG + folder.name)
+        if known == digest:
+            return
+        if known == _digest(files, hashes):
+            self._client.set_tag(run_id, PUSHED_TAG + folder.name, digest)
             return
         damaged = [file for file in present if file_sha256(file) != hashes[file]]
         if damaged:

@@ -11,6 +11,7 @@ from pathlib import Path
 from captioning import UserError, content_hash
 from services.farm.settings import Home
 from services.registry.bundle import FORMATS, AdapterVersion
+from services.registry.listing import keep_list
 from services.registry.registry import CANDIDATE, PRODUCTION, Registry
 
 # The aliases that people move; `previous` follows `production` by itself.
@@ -36,6 +37,7 @@ def promote(home: Home, name: str, version: int, alias: str = PRODUCTION) -> Pro
         raise UserError(f"alias {alias}", "no such alias", f"use one of: {', '.join(ALIASES)}")
     registry = open_registry(home)
     registry.set_alias(name, version, alias)
+    keep_list(home.tracking_uri, registry)
     return Promotion(name, alias, version, registry.has_lock)
 
 

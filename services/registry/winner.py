@@ -14,6 +14,7 @@ from services.farm.progress import UNWATCHED, Progress
 from services.farm.settings import Home
 from services.registry.bundle import AdapterCard
 from services.registry.exports import exports_dir, read_exports, write_exports
+from services.registry.listing import keep_list
 from services.registry.registry import CANDIDATE, Registry
 from services.sweeps.files import AskedSweep
 from training import (
@@ -74,6 +75,7 @@ def register_winner(
         }
         version = registry.register(name, run_ids[candidate.trial], files, card)
         registry.set_alias(name, version, CANDIDATE)
+        keep_list(home.tracking_uri, registry)
     return Registered(name, version, exports)
 
 

@@ -1,6 +1,7 @@
 """What the farm holds, in one look: characters with their datasets, and registered adapters.
 
-A home in, plain values out; nothing is changed and nothing is shown here.
+A home in, plain values out. What the farm holds is left as it is and nothing is shown here; the
+list of adapters may be kept in a file, so that the next look at it is fast.
 """
 
 from __future__ import annotations

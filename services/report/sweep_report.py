@@ -24,7 +24,8 @@ from services.report.data import (
     read_trial,
 )
 from services.report.page import build_report
-from services.sweeps.files import base_scores, newest_scored
+from services.sweeps.files import base_scores
+from services.sweeps.leaderboard import leaderboard
 from services.sweeps.plan import PlannedTrial
 from training import (
     SUBJECT_SLOT,
@@ -32,7 +33,6 @@ from training import (
     Winner,
     approximation,
     begun_with,
-    choose_winner,
     views_per_image,
 )
 
@@ -42,7 +42,7 @@ def write_report(
 ) -> Path:
     """One offline HTML file on each character's newest scored sweep; `seconds`: the whole job's.
 
-    Raises UserError for a character of which no sweep has a scored checkpoint.
+    Raises UserError for a character of which no sweep has a scored checkpoint that is whole.
     """
     data = ReportData(
         characters=tuple(character_report(home, name) for name in characters),
@@ -58,9 +58,9 @@ def write_report(
 def character_report(home: Home, name: str) -> CharacterReport:
     """What a report says about the newest scored sweep of one character."""
     store = home.store
-    sweep = newest_scored(store, name, home.settings.workers)
+    found = leaderboard(home, name)
+    sweep, winner = found.sweep, found.winner
     asked, dataset, plan = sweep.asked, sweep.dataset, sweep.plan
-    winner = choose_winner(sweep.candidates, asked.config.scoring.limits)
     base = base_scores(store, asked, winner.candidate.score)
     reference, aliases = _registered(home, f"{name}.{asked.family}", winner.candidate)
     score = winner.candidate.score

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from home_before import EXPECTED, WHOLE, copy_home
+from home_before import EXPECTED, WHOLE, copy_home, make_whole
 
 from services.farm.settings import Home, open_home
 from services.registry.mlflow_runs import STATE_TAG, SWEEP_TAG, TRIAL_TAG, MlflowRuns
@@ -21,6 +21,14 @@ from training import check_checkpoints, list_checkpoints, load_checkpoint
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return open_home(copy_home(tmp_path / "home"))
+
+
+@pytest.fixture
+def home_with_winner(home: Home) -> Home:
+    """The home with the weights of its winner, as far as the farm can tell."""
+    winner = EXPECTED["standings"][0]
+    make_whole(home.path, winner["trial"], winner["step"])
+    return home
 
 
 def test_its_settings_and_characters_are_read(home: Home) -> None:
@@ -39,8 +47,10 @@ def test_a_sweep_that_is_asked_for_again_has_the_same_ids(home: Home) -> None:
     assert [planned.trial for planned in plan.trials] == EXPECTED["trials"]
 
 
-def test_its_leaderboard_is_the_one_of_then_to_the_last_digit(home: Home) -> None:
-    winner = leaderboard(home, "aya").winner
+def test_its_leaderboard_is_the_one_of_then_to_the_last_digit(
+    home_with_winner: Home,
+) -> None:
+    winner = leaderboard(home_with_winner, "aya").winner
     found = [
         {
             "place": standing.place,
@@ -81,11 +91,21 @@ def test_its_checkpoints_are_listed_and_the_whole_one_is_loaded(home: Home) -> N
     assert [(c.trial, c.step) for c in intact] == [WHOLE]
 
 
-def test_its_report_is_written(home: Home, tmp_path: Path) -> None:
-    page = write_report(home, ["aya"], tmp_path / "report.html").read_text()
+def test_its_report_is_written(home_with_winner: Home, tmp_path: Path) -> None:
+    page = write_report(home_with_winner, ["aya"], tmp_path / "report.html").read_text()
     assert "rank 16 LoRA at step 80: identity 0.57" in page
     assert "aya.sd15/1" in page  # its registered version
     assert page.count("✓ passed") == len(EXPECTED["standings"])
+
+
+def test_its_report_ranks_what_the_leaderboard_ranks(home: Home, tmp_path: Path) -> None:
+    """The weights of the best checkpoints are missing here, so that the best whole one wins."""
+    winner = leaderboard(home, "aya").winner
+    assert (winner.candidate.trial, winner.candidate.step) == WHOLE
+    assert len(winner.table) < len(EXPECTED["standings"])
+    page = write_report(home, ["aya"], tmp_path / "report.html").read_text()
+    assert "rank 4 LoRA at step 80: identity" in page
+    assert page.count("✓ passed") == len(winner.table)
 
 
 def test_its_registry_and_its_runs_are_read(home: Home) -> None:

@@ -9,9 +9,11 @@ import pytest
 from registry_examples import CARD
 
 from captioning import UserError
+from services.farm.settings import Home, Settings
 from services.registry import listing
 from services.registry.listing import LISTED_FILE, registered_adapters
 from services.registry.registry import Registry
+from services.registry.releases import promote
 
 
 @pytest.fixture
@@ -57,6 +59,16 @@ def test_every_change_of_the_registry_is_seen(uri: str, tmp_path: Path) -> None:
     assert registered_adapters(uri, None)[0].tags["seen"] == "by a person"
     registry.runs._client.delete_model_version("aya.sd15", "1")
     assert [adapter.version for adapter in registered_adapters(uri, None)] == [2]
+
+
+def test_after_a_promotion_the_list_is_there_without_mlflow(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path, Settings())
+    assert home.tracking_uri == uri
+    promote(home, "aya.sd15", 1)
+    without_mlflow(monkeypatch)
+    assert registered_adapters(uri, None)[0].aliases == ("production",)
 
 
 def test_runs_that_are_recorded_leave_the_list_as_it_is(

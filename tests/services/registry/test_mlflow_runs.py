@@ -22,7 +22,8 @@ from services.registry.bundle import file_sha256
 from services.registry.mlflow_runs import STATE_TAG
 from services.registry.registry import Registry
 from services.registry.trial_facts import DatasetReference, TrialFacts, public_value
-from training import MEASURES, Interval, read_effective_batch, read_metrics
+from training import MEASURES, Checkpoint, Interval, read_effective_batch, read_metrics
+from training.checkpoints import drop_state
 
 SCORES = {name: Interval(value=0.5, low=0.4, high=0.6) for name in MEASURES}
 
@@ -287,6 +288,50 @@ def test_what_is_recorded_is_not_read_again_and_a_score_is_sent_when_it_comes(
     assert "step-000003/adapter.safetensors" not in read
     path = client_of(again).download_artifacts(run_id, "checkpoints/step-000006/scores.json")
     assert Path(path).read_text() == "scored"
+
+
+def drop_first_state(trial_dir: Path) -> None:
+    """Drop the state of the first checkpoint, as training does after a later one."""
+    folder = trial_dir / "step-000003"
+    drop_state(Checkpoint(3, folder))
+    assert not (folder / "state.safetensors").exists()
+
+
+def test_a_checkpoint_whose_state_is_dropped_is_not_sent_again(open_registry, trial) -> None:
+    keep_hashes(trial.trial_dir)
+    registry = open_registry()
+    sweep = registry.runs.open_sweep("aya", "s1")
+    running = replace(trial, state="running")
+    registry.runs.record_trial(sweep, running)
+    drop_first_state(trial.trial_dir)
+    counting = CountingClient(client_of(registry))
+    registry.runs._client = counting
+    registry.runs.record_trial(sweep, running)
+    assert counting.calls["log_artifact"] == 0
+
+
+def test_a_checkpoint_with_a_tag_of_an_earlier_version_is_not_sent_again(
+    open_registry, trial
+) -> None:
+    keep_hashes(trial.trial_dir)
+    registry = open_registry()
+    sweep = registry.runs.open_sweep("aya", "s1")
+    running = replace(trial, state="running")
+    run_id = registry.runs.record_trial(sweep, running)
+    client = client_of(registry)
+    for folder in trial.trial_dir.glob("step-*"):
+        digest = hashlib.sha256()
+        for name in ("adapter.safetensors", "manifest.json"):
+            digest.update(
+                f"checkpoints/{folder.name}/{name}\0{file_sha256(folder / name)}\n".encode()
+            )
+        client.set_tag(run_id, f"{mlflow_runs.PUSHED_TAG}{folder.name}", digest.hexdigest())
+    counting = CountingClient(client)
+    registry.runs._client = counting
+    registry.runs.record_trial(sweep, running)
+    drop_first_state(trial.trial_dir)
+    registry.runs.record_trial(sweep, running)
+    assert counting.calls["log_artifact"] == 0
 
 
 def test_a_damaged_checkpoint_is_not_recorded(

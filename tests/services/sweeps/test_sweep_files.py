@@ -12,6 +12,7 @@ from score_examples import score
 from captioning import DatasetVersion, UserError
 from services.cli.leaderboard import leaderboard_command
 from services.farm.settings import Home, Settings
+from services.report.sweep_report import character_report
 from services.sweeps import files as sweep_files
 from services.sweeps.files import (
     choose_whole,
@@ -20,6 +21,7 @@ from services.sweeps.files import (
     newest_scored,
     record_sweep,
 )
+from services.sweeps.leaderboard import leaderboard
 from services.sweeps.plan import SweepConfig
 from services.sweeps.prepare import plan_config
 from training import checkpoint_files
@@ -64,6 +66,25 @@ def test_a_damaged_checkpoint_wins_nothing(
     assert best is not None and [s.candidate.step for s in best.table] == [10]
     assert "step-000020" in caplog.text
     assert choose_whole(home.store, [c for c in found.candidates if c.step == 20], limits) is None
+
+
+def test_leaderboard_and_report_leave_the_damaged_checkpoint_out_as_a_sweep_does(
+    home_path: Path, dataset: DatasetVersion
+):
+    home = Home(home_path, Settings(cpus_per_worker=1, use_gpu=False))
+    folders = scored_steps(home, dataset, {10: 0.4, 20: 0.8})
+    before = leaderboard(home, "aya")
+    assert before.winner.candidate.step == 20
+    damage(folders[20])
+    found = leaderboard(home, "aya")
+    limits = found.sweep.asked.config.scoring.limits
+    assert found.winner == choose_whole(home.store, found.sweep.candidates, limits)
+    assert [one.candidate.step for one in found.winner.table] == [10]
+    damage(folders[10])
+    with pytest.raises(UserError, match="every scored checkpoint is damaged"):
+        leaderboard(home, "aya")
+    with pytest.raises(UserError, match="every scored checkpoint is damaged"):
+        character_report(home, "aya")
 
 
 def test_whether_a_sweep_is_done_reads_the_bytes_of_the_best_checkpoint_only(
