@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -211,17 +212,20 @@ Event = (
 )
 OnEvent = Callable[[Event], None]
 
-# JSON has no infinity, and a difference of gradients may be one.
-_ANY: TypeAdapter[Event] = TypeAdapter(
-    Annotated[Event, Field(discriminator="kind")], config=ConfigDict(ser_json_inf_nan="strings")
-)
+
+@cache
+def _lines() -> TypeAdapter[Event]:
+    """What reads and writes events; it is made when it is first needed, since that takes time."""
+    # JSON has no infinity, and a difference of gradients may be one.
+    numbers = ConfigDict(ser_json_inf_nan="strings")
+    return TypeAdapter(Annotated[Event, Field(discriminator="kind")], config=numbers)
 
 
 def to_json_line(event: Event) -> str:
     """The event as one line of JSON, without its newline."""
-    return _ANY.dump_json(event).decode()
+    return _lines().dump_json(event).decode()
 
 
 def from_json_line(line: str | bytes) -> Event:
     """The event that `to_json_line` wrote. Raises pydantic's ValidationError for anything else."""
-    return _ANY.validate_json(line)
+    return _lines().validate_json(line)
