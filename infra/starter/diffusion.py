@@ -23,13 +23,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 BATCH = 32
 LR = 1e-3
-EMA_DECAY = 0.998
+# The rate is constant so long, then falls with the root of the step: the training has no set end.
+LR_CONSTANT_STEPS = 1000
+# So near to 1 that the average always spans about the last tenth of all steps: see Training.
+EMA_DECAY = 0.9999
 CAPTION_DROPOUT = 0.1
+# Times are drawn as in Esser et al. 2024 (arXiv:2403.03206, logit-normal), which puts most of them
+# where detail is decided, and this share evenly, for the noisiest: README.md has the figures.
+TIME_LOGIT_MEAN, TIME_EVEN_SHARE = -0.5, 0.3
 SEED = 25
 CHECKPOINT = "diffusion.pt"
-# Until then captions are padded only as far as the batch needs, which saves a fifth of the time;
-# from then on to 77 tokens, as at sampling.
-WHOLE_LENGTH_FROM = 0.7
+# This share of the batches has captions padded to 77 tokens, as at sampling; the others only as far
+# as the batch needs, which saves a fifth of the time.
+WHOLE_LENGTH_SHARE = 0.3
 UNET = {
     "sample_size": pictures.SIZE_PX // 8,
     "in_channels": 16,
@@ -96,14 +102,29 @@ def tokens(tokenizer: bpe.CLIPTokenizer, texts: list[str], whole: bool = True) -
     )["input_ids"]
 
 
-def start(work: Path) -> Training:
-    """The training where it stands (from the CLIP's text encoder when it is new)."""
-    model = Denoiser(text_encoder(clip.finished(work)))
+def state(work: Path, model: Denoiser) -> Training:
+    """The training of `model`, from its checkpoint where there is one."""
     return Training(work / CHECKPOINT, model, LR, EMA_DECAY)
 
 
+def start(work: Path) -> Training:
+    """The training where it stands (from the CLIP's text encoder when it is new)."""
+    return state(work, Denoiser(text_encoder(clip.finished(work))))
+
+
+def times(count: int, end: int, draw: torch.Generator) -> torch.Tensor:
+    """Noise levels (count,) from 0 to `end`, exclusive: see TIME_LOGIT_MEAN."""
+    detailed = torch.sigmoid(TIME_LOGIT_MEAN + torch.randn(count, generator=draw))
+    even = torch.rand(count, generator=draw)
+    chosen = torch.where(torch.rand(count, generator=draw) < TIME_EVEN_SHARE, even, detailed)
+    return (chosen * end).long().clamp(max=end - 1)
+
+
 def train(work: Path, steps: int) -> None:
-    """Mean squared error of v at random times, with some captions emptied for guidance."""
+    """Mean squared error of v at random times, with some captions emptied for guidance.
+
+    The training may be stopped at any step: the averaged weights are as good as they get by then.
+    """
     _, avatars = pictures.load(work, "train")
     latents = np.load(work / autoencoder.LATENTS, mmap_mode="r")
     tokenizer = bpe.load(work)
@@ -117,19 +138,20 @@ def train(work: Path, steps: int) -> None:
         words = random.Random(f"{SEED} {training.step}")
         draw = torch.Generator().manual_seed(SEED * 1_000_000 + training.step)
         rows = np.sort(rng.integers(len(latents), size=BATCH))
-        texts = [clip.caption(avatars[row], words) for row in rows]
+        # Mirrored pictures come after all the others: see autoencoder.write_latents.
+        texts = [clip.caption(avatars[row % len(avatars)], words) for row in rows]
         texts = ["" if words.random() < CAPTION_DROPOUT else text for text in texts]
         z = torch.from_numpy(latents[rows]).float()  # (N, 16, 8, 8)
         noise = torch.randn(z.shape, generator=draw)
-        t = torch.randint(0, len(alphas), (BATCH,), generator=draw)
+        t = times(BATCH, len(alphas), draw)
         alpha = alphas[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
         v = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
-        ids = tokens(tokenizer, texts, whole=training.step >= WHOLE_LENGTH_FROM * steps)
+        ids = tokens(tokenizer, texts, whole=words.random() < WHOLE_LENGTH_SHARE)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         loss = (model(noisy, t, ids) - v).square().mean()
-        training.update(loss, steps)
-        losses.append(float(loss))
+        training.update_open_ended(loss, LR_CONSTANT_STEPS)
+        losses.append(loss.item())
         if training.step % 50 == 0:
             took = (time.monotonic() - started) / (training.step - first)
             print(f"{training.step} mse {np.mean(losses):.4f} {took:.3f} s/step", flush=True)

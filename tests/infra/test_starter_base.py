@@ -1,16 +1,21 @@
-"""What measures the starter base judges as it should."""
+"""What trains and measures the starter base: it starts from the tree, goes on, and is judged."""
 
 from __future__ import annotations
 
+import json
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 
 ROOT = Path(__file__).parents[2]
 STARTER = ROOT / "infra/starter"
+BASE = ROOT / "training/starter"
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +25,59 @@ def scripts(monkeypatch: pytest.MonkeyPatch):
     yield
     for file in STARTER.glob("*.py"):
         sys.modules.pop(file.stem, None)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A work folder with a few made-up training pictures."""
+    import avatars
+
+    rng = random.Random(5)
+    drawn = [avatars.draw_avatar(avatars.draw_identity("micah", rng), rng) for _ in range(40)]
+    lines = [json.dumps(asdict(avatar)) for avatar in drawn]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    pixels = np.random.default_rng(5).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    np.save(tmp_path / "train.npy", pixels)
+    return tmp_path
+
+
+def test_a_work_folder_starts_from_the_tree_and_trains_on(work: Path) -> None:
+    import adopt
+    import diffusion
+
+    adopt.adopt(work)
+    tree = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32)
+    made = diffusion.pipeline(work)
+    for part in ("unet", "vae", "text_encoder"):
+        wanted = getattr(tree, part).state_dict()
+        for name, value in getattr(made, part).state_dict().items():
+            assert torch.equal(value, wanted[name]), name
+    assert np.load(work / "latents.npy").shape == (80, 16, 8, 8)  # as drawn, then mirrored
+    for step in (adopt.TREE_STEPS, adopt.TREE_STEPS + 1):
+        assert diffusion.start(work).step == step
+        diffusion.train(work, step + 1)
+    before = (work / diffusion.CHECKPOINT).read_bytes()
+    adopt.adopt(work)
+    assert (work / diffusion.CHECKPOINT).read_bytes() == before
+
+
+def test_times_cover_every_noise_level_and_most_are_of_detail() -> None:
+    import diffusion
+
+    t = diffusion.times(20_000, 1000, torch.Generator().manual_seed(9))
+    counts = torch.bincount(t // 100, minlength=10) / len(t)
+    assert len(counts) == 10
+    assert counts.min() > 0.9 * diffusion.TIME_EVEN_SHARE / 10
+    assert counts[2:6].sum() > 0.5
+
+
+def test_an_open_ended_rate_warms_up_a_new_optimiser_and_falls_with_the_root() -> None:
+    from training_state import open_ended_factor
+
+    assert open_ended_factor(0, 0, 1000) == pytest.approx(0.01)
+    assert open_ended_factor(500, 500, 1000) == 1
+    assert open_ended_factor(4000, 4000, 1000) == pytest.approx(0.5)
+    assert open_ended_factor(4000, 49, 1000) == pytest.approx(0.25)
 
 
 def test_every_tag_belongs_to_a_group() -> None:
@@ -65,3 +123,16 @@ def test_copies_are_found() -> None:
     assert resemblance.copied_share(new, kept_out, trained) < 0.05
     half = np.concatenate([copies, new[:150]])
     assert resemblance.copied_share(half, kept_out, trained) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_build_can_be_told_to_train_the_base_on() -> None:
+    import argparse
+
+    import build
+
+    none = {"only": None, "until": None}
+    chosen = build.chosen(argparse.Namespace(continue_base=True, **none))
+    assert chosen == ["render", "adopt", "diffusion"]
+    whole = build.chosen(argparse.Namespace(continue_base=False, **none))
+    assert "adopt" not in whole
+    assert whole[-1] == "evaluate"
