@@ -16,8 +16,8 @@ import evaluate
 import numpy as np
 import pictures
 import torch
-from base_quality import BaseQuality
 from diffusers import StableDiffusionPipeline
+from kept_out_error import kept_out_error
 
 
 def compare(work: Path) -> None:
@@ -27,23 +27,26 @@ def compare(work: Path) -> None:
     avatars = avatars[: evaluate.MAX_PICTURES]
     trained, _ = pictures.load(work, "train")
 
-    def measure(pipe: StableDiffusionPipeline, name: str) -> BaseQuality:
+    def measure(pipe: StableDiffusionPipeline, name: str) -> dict[str, object]:
+        error = kept_out_error(pipe, pixels, avatars)
+        print(f"{name}: kept-out error in fifths {error}", flush=True)
         sheet = work / f"generated-{name}.png"
-        return base_quality.measure(pipe, pixels, avatars, trained, sheet)
+        quality = base_quality.measure(pipe, pixels, avatars, trained, sheet)
+        return rounded({"kept_out_error": error} | asdict(quality))
 
     file = work / "compare.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     if "tree" not in found:
-        found["tree"] = as_row(measure(evaluate.pipeline(), "tree"))
+        found["tree"] = measure(evaluate.pipeline(), "tree")
     step = diffusion.start(work).step
     # Rounded to fp16 and back, as a bundle of it would be.
     pipe = diffusion.pipeline(work).to(dtype=torch.float16).to(dtype=torch.float32)
-    found[f"step {step}"] = as_row(measure(pipe, str(step)))
+    found[f"step {step}"] = measure(pipe, str(step))
     file.write_text(json.dumps(found, indent=1))
     for name, row in found.items():
         print(name, json.dumps(row), flush=True)
 
 
-def as_row(quality: BaseQuality) -> dict[str, object]:
-    """The measures with three digits, ready for JSON."""
-    return json.loads(json.dumps(asdict(quality)), parse_float=lambda text: round(float(text), 3))
+def rounded(measures: dict[str, object]) -> dict[str, object]:
+    """The measures with four digits, as JSON has them."""
+    return json.loads(json.dumps(measures), parse_float=lambda text: round(float(text), 4))

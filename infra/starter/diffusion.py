@@ -120,6 +120,15 @@ def times(count: int, end: int, draw: torch.Generator) -> torch.Tensor:
     return (chosen * end).long().clamp(max=end - 1)
 
 
+def noised(
+    z: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (N, 16, 8, 8) at the levels `alphas` (N,), and v, which the UNet has to find."""
+    alphas = alphas.view(-1, 1, 1, 1)
+    noisy = alphas.sqrt() * z + (1 - alphas).sqrt() * noise
+    return noisy, alphas.sqrt() * noise - (1 - alphas).sqrt() * z
+
+
 def train(work: Path, steps: int) -> None:
     """Mean squared error of v at random times, with some captions emptied for guidance.
 
@@ -144,9 +153,7 @@ def train(work: Path, steps: int) -> None:
         z = torch.from_numpy(latents[rows]).float()  # (N, 16, 8, 8)
         noise = torch.randn(z.shape, generator=draw)
         t = times(BATCH, len(alphas), draw)
-        alpha = alphas[t].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
-        v = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
+        noisy, v = noised(z, noise, alphas[t])
         ids = tokens(tokenizer, texts, whole=words.random() < WHOLE_LENGTH_SHARE)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         loss = (model(noisy, t, ids) - v).square().mean()

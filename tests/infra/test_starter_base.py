@@ -44,6 +44,8 @@ def work(tmp_path: Path) -> Path:
 def test_a_work_folder_starts_from_the_tree_and_trains_on(work: Path) -> None:
     import adopt
     import diffusion
+    import pictures
+    from kept_out_error import kept_out_error
 
     adopt.adopt(work)
     tree = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32)
@@ -52,6 +54,12 @@ def test_a_work_folder_starts_from_the_tree_and_trains_on(work: Path) -> None:
         wanted = getattr(tree, part).state_dict()
         for name, value in getattr(made, part).state_dict().items():
             assert torch.equal(value, wanted[name]), name
+    pixels, avatars = pictures.load(work, "train")
+    fifths = kept_out_error(made, pixels, avatars)
+    assert fifths == kept_out_error(tree, pixels, avatars)
+    assert len(fifths) == 5
+    assert min(fifths) > 0
+    assert max(fifths) < 2
     assert np.load(work / "latents.npy").shape == (80, 16, 8, 8)  # as drawn, then mirrored
     for step in (adopt.TREE_STEPS, adopt.TREE_STEPS + 1):
         assert diffusion.start(work).step == step
