@@ -9,6 +9,7 @@ from __future__ import annotations
 import autoencoder
 import captions
 import diffusion
+import diffusion_data
 import numpy as np
 import torch
 from avatars import Avatar
@@ -37,9 +38,9 @@ def kept_out_error(
     draw, errors = torch.Generator().manual_seed(SEED), []
     for start in range(0, count, BATCH):
         rows = slice(start, start + BATCH)
-        ids = diffusion.tokens(pipe.tokenizer, texts[rows])
+        ids = diffusion_data.tokens(pipe.tokenizer, texts[rows])
         noise = torch.randn(latents[rows].shape, generator=draw)
-        noisy, v = diffusion.noised(latents[rows], noise, alphas[levels[rows]])
+        noisy, v = diffusion_data.noised(latents[rows], noise, alphas[levels[rows]])
         text = pipe.text_encoder(input_ids=ids).last_hidden_state
         guess = pipe.unet(noisy, levels[rows], text).sample
         errors.append((guess - v).square().mean((1, 2, 3)))

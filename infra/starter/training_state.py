@@ -34,7 +34,8 @@ class Training:
         self.first_step = 0
         self.step, self._saved = 0, time.monotonic()
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            device = self.parameters[0].device
+            state = torch.load(path, weights_only=True, map_location=device)
             model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.ema, self.step = state["ema"], state["step"]

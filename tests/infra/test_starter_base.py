@@ -69,13 +69,28 @@ def test_a_work_folder_starts_from_the_tree_and_trains_on(work: Path) -> None:
     assert (work / diffusion.CHECKPOINT).read_bytes() == before
 
 
-def test_times_cover_every_noise_level_and_most_are_of_detail() -> None:
+def test_a_batch_follows_from_its_step_alone(work: Path) -> None:
+    import adopt
     import diffusion
+    from diffusion_data import Batches
 
-    t = diffusion.times(20_000, 1000, torch.Generator().manual_seed(9))
+    adopt.adopt(work)
+    batches = Batches(work, 4, diffusion.scheduler().alphas_cumprod)
+    one, two, three = batches.between(5, 8)
+    (again,) = batches.between(6, 7)
+    for name in ("noisy", "v", "t", "ids"):
+        assert torch.equal(getattr(two, name), getattr(again, name))
+    assert not torch.equal(one.noisy, two.noisy)
+    assert not torch.equal(two.noisy, three.noisy)
+
+
+def test_times_cover_every_noise_level_and_most_are_of_detail() -> None:
+    import diffusion_data
+
+    t = diffusion_data.times(20_000, 1000, torch.Generator().manual_seed(9))
     counts = torch.bincount(t // 100, minlength=10) / len(t)
     assert len(counts) == 10
-    assert counts.min() > 0.9 * diffusion.TIME_EVEN_SHARE / 10
+    assert counts.min() > 0.9 * diffusion_data.TIME_EVEN_SHARE / 10
     assert counts[2:6].sum() > 0.5
 
 
