@@ -107,13 +107,14 @@ def normalise(model: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> No
 
 @torch.no_grad()
 def write_latents(work: Path) -> None:
-    """Latent means of the training set (N, 16, 8, 8) as float16, once the encoder is frozen.
+    """Latent means of the training set (2 N, 16, 8, 8) as float16, once the encoder is frozen.
 
-    Normalised per channel; the statistics are kept, and from then on folded into the model.
+    The first N are of the pictures as they are, the others of the mirrored ones. Normalised per
+    channel; the statistics are kept, and from then on folded into the model.
     """
     pixels, _ = pictures.load(work, "train")
     (work / STATISTICS).unlink(missing_ok=True)
-    found = means(frozen_encoder(work), pixels)
+    found = means_both_ways(frozen_encoder(work), pixels)
     statistics = np.stack([found.mean((0, 2, 3)), found.std((0, 2, 3))])  # (2, 16)
     found = (found - statistics[0].reshape(-1, 1, 1)) / statistics[1].reshape(-1, 1, 1)
     np.save(work / STATISTICS, statistics)
@@ -125,6 +126,11 @@ def means(model: AutoencoderKL, pixels: np.ndarray) -> np.ndarray:
     starts = range(0, len(pixels), 128)
     parts = [model.encode(to_pixels(pixels[at : at + 128])).latent_dist.mean for at in starts]
     return np.concatenate([part.numpy() for part in parts])
+
+
+def means_both_ways(model: AutoencoderKL, pixels: np.ndarray) -> np.ndarray:
+    """Latent means (2 N, 16, 8, 8): of all pictures, then of all of them mirrored."""
+    return np.concatenate([means(model, pixels), means(model, pixels[:, :, ::-1])])
 
 
 def refine(work: Path, steps: int) -> None:
@@ -159,7 +165,8 @@ def refine(work: Path, steps: int) -> None:
 def write_refined_latents(work: Path) -> None:
     """The refined encoder's latents in place of the first ones (same normalisation)."""
     pixels, _ = pictures.load(work, "train")
-    np.save(work / "latents.part.npy", means(refined(work), pixels).astype(np.float16))
+    found = means_both_ways(refined(work), pixels)
+    np.save(work / "latents.part.npy", found.astype(np.float16))
     (work / "latents.part.npy").replace(work / LATENTS)
     (work / REFINED).with_suffix(".done").touch()
 

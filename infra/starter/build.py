@@ -1,6 +1,7 @@
 """Builds the starter models, stage by stage; a stage that was cut off goes on where it stood.
 
 usage: python infra/starter/build.py [--work DIR] [--only STAGE ...] [--until STAGE]
+       python infra/starter/build.py --work DIR --continue-base
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import adopt  # noqa: E402
 import autoencoder  # noqa: E402
 import bpe  # noqa: E402
 import bundle  # noqa: E402
 import captioner  # noqa: E402
 import clip  # noqa: E402
+import compare  # noqa: E402
 import demo_pictures  # noqa: E402
 import diffusion  # noqa: E402
 import evaluate  # noqa: E402
@@ -61,29 +64,44 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "captioner": lambda work: captioner.train(work, 1500),
     "refine": refine,
     "sharpen": lambda work: autoencoder.sharpen(work, 4000),
-    "diffusion": lambda work: diffusion.train(work, 6000),
+    "diffusion": lambda work: diffusion.train(work, 60_000),
     "bundle": bundle.bundle,
     "demo-pictures": demo_pictures.draw,
     "evaluate": evaluate.evaluate,
 }
+# Stages that a build from nothing does without.
+BESIDE: dict[str, Callable[[Path], None]] = {"adopt": adopt.adopt, "compare": compare.compare}
+# What training the tree's base on takes.
+CONTINUE = ("render", "adopt", "diffusion")
+ALL = STAGES | BESIDE
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="data and checkpoints")
-    parser.add_argument("--only", nargs="+", choices=STAGES, help="these stages and no others")
+    parser.add_argument("--only", nargs="+", choices=ALL, help="these stages and no others")
     parser.add_argument("--until", choices=STAGES, help="every stage up to this one")
+    parser.add_argument(
+        "--continue-base", action="store_true", help="train on from the base in the tree"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    for name in chosen(options):
+        started = time.monotonic()
+        print(f"== {name}", flush=True)
+        ALL[name](options.work.resolve())
+        print(f"== {name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The stages to run, in the order in which they need each other."""
+    if options.continue_base:
+        return list(CONTINUE)
+    if options.only:
+        return [name for name in ALL if name in options.only]
     names = list(STAGES)
-    wanted = options.only or names[: names.index(options.until) + 1 if options.until else None]
-    for name in names:
-        if name in wanted:
-            started = time.monotonic()
-            print(f"== {name}", flush=True)
-            STAGES[name](options.work.resolve())
-            print(f"== {name}: {time.monotonic() - started:.0f} s", flush=True)
+    return names[: names.index(options.until) + 1] if options.until else names
 
 
 if __name__ == "__main__":

@@ -30,16 +30,28 @@ class Training:
             self.parameters, lr, weight_decay=0.01, fused=True
         )
         self.ema = [p.detach().clone() for p in self.parameters]
+        # The step at which the optimiser was new: not 0 for weights that come from elsewhere.
+        self.first_step = 0
         self.step, self._saved = 0, time.monotonic()
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            device = self.parameters[0].device
+            state = torch.load(path, weights_only=True, map_location=device)
             model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.ema, self.step = state["ema"], state["step"]
+            self.first_step = state.get("first_step", 0)
 
     def update(self, loss: torch.Tensor, steps: int, decay_share: float = 0.3) -> None:
         """One optimiser step at the rate for this step of `steps`, then the EMA."""
-        rate = self.lr * lr_factor(self.step, steps, decay_share)
+        self.descend(loss, self.lr * lr_factor(self.step, steps, decay_share))
+
+    def update_open_ended(self, loss: torch.Tensor, constant_steps: int) -> None:
+        """The same for a training that may end at any step: see `open_ended_factor`."""
+        since_new = self.step - self.first_step
+        self.descend(loss, self.lr * open_ended_factor(self.step, since_new, constant_steps))
+
+    def descend(self, loss: torch.Tensor, rate: float) -> None:
+        """One optimiser step at the given rate, then the EMA."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -60,6 +72,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
             "step": self.step,
+            "first_step": self.first_step,
         }
         partial = self.path.with_suffix(".part")
         torch.save(state, partial)
@@ -82,3 +95,12 @@ def lr_factor(step: int, steps: int, decay_share: float, warmup: int = 100) -> f
     if step < decay_start:
         return 1.0
     return max(0.02, (steps - step) / (steps - decay_start))
+
+
+def open_ended_factor(step: int, since_new: int, constant_steps: int, warmup: int = 100) -> float:
+    """Linear warm-up of a new optimiser, then constant, then falling with the root of the step.
+
+    This is the schedule of EDM2 (Karras et al. 2024, arXiv:2312.02696). It needs no end:
+    averaged weights are good at any step, because the average does what a last decay would do.
+    """
+    return min(1.0, (since_new + 1) / warmup) * min(1.0, (constant_steps / max(step, 1)) ** 0.5)
