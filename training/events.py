@@ -34,8 +34,8 @@ class Waiting:
 class Encoding:
     """Pictures and captions are being encoded by the base's VAE and text encoders."""
 
-    done: int  # pictures
-    total: int
+    done: int  # pictures that are encoded
+    total: int  # pictures that have to be encoded
     kind: Literal["encoding"] = "encoding"
 
 
@@ -53,7 +53,7 @@ class Buckets:
 class BaseScoring:
     """The bare base, with which all checkpoints are compared, is being scored, or has been."""
 
-    state: Literal["running", "succeeded"]
+    state: Literal["running", "succeeded"]  # "succeeded": its score is on disk
     kind: Literal["base_scoring"] = "base_scoring"
 
 
@@ -62,9 +62,9 @@ class BaseScoring:
 class TrialStarted:
     """A trial begins, or goes on from its last checkpoint."""
 
-    trial: str
+    trial: str  # its id
     step: int  # the step of that checkpoint; 0 at the beginning
-    steps: int  # in all
+    steps: int  # how many the trial takes in all
     kind: Literal["trial_started"] = "trial_started"
 
 
@@ -73,16 +73,16 @@ class TrialStarted:
 class StepTaken:
     """One trial has taken one optimiser step; see `row` for its line in metrics.jsonl."""
 
-    trial: str
-    step: int
-    steps: int  # in all
-    loss: float
-    lr: float
+    trial: str  # its id
+    step: int  # the number of steps taken, this one included
+    steps: int  # how many the trial takes in all
+    loss: float  # the mean over the step's samples of all workers
+    lr: float  # the learning rate of this step
     grad_norm: float | None  # before clipping; None for an overflowed fp16 step, which is skipped
     step_ms: float  # of the whole pack
     pack: int  # trials in it
     images_per_s: float  # of this trial
-    pack_images_per_s: float
+    pack_images_per_s: float  # of all trials in the pack
     peak_device_bytes: int | None = None  # on CUDA: the peak of the step's tensors
     resident_bytes: int | None = None  # on a CPU, which keeps no such count
     kind: Literal["step_taken"] = "step_taken"
@@ -103,7 +103,7 @@ class StepTaken:
 class PackMeasured:
     """What the trials of a pack and their base hold in memory; once for every pack."""
 
-    trials: tuple[str, ...]
+    trials: tuple[str, ...]  # their ids
     slot_bytes: tuple[int, ...]  # each trial's weights, gradients and optimiser state
     base_bytes: int  # the frozen denoiser in this worker
     text_encoder_bytes: int  # text encoders that stay in memory for adapters; else 0
@@ -126,9 +126,9 @@ class CompiledChecked:
 class MemorySplit:
     """Memory ran out: these trials go on in smaller micro-batches, with the same samples a step."""
 
-    trials: tuple[str, ...]
-    effective_batch_size: int
-    effective_accumulation: int
+    trials: tuple[str, ...]  # their ids
+    effective_batch_size: int  # samples of a trial in a micro-batch of one worker, from now on
+    effective_accumulation: int  # micro-batches in a step, from now on
     found: str  # the first words of the error
     kind: Literal["memory_split"] = "memory_split"
 
@@ -138,8 +138,8 @@ class MemorySplit:
 class CheckpointSaved:
     """A checkpoint is whole on disk."""
 
-    trial: str
-    step: int
+    trial: str  # its id
+    step: int  # at which it was saved
     path: str  # its folder, as the worker names it
     kind: Literal["checkpoint_saved"] = "checkpoint_saved"
 
@@ -149,9 +149,9 @@ class CheckpointSaved:
 class CheckpointScored:
     """A checkpoint has its score."""
 
-    trial: str
-    step: int
-    score: Score
+    trial: str  # its id
+    step: int  # of the checkpoint
+    score: Score  # as it lies in scores.json
     seconds: float  # how long the scoring took
     kind: Literal["checkpoint_scored"] = "checkpoint_scored"
 
@@ -161,8 +161,8 @@ class CheckpointScored:
 class TrialSucceeded:
     """All steps of a trial are taken, its checkpoints kept and scored."""
 
-    trial: str
-    step: int
+    trial: str  # its id
+    step: int  # the last one
     kind: Literal["trial_succeeded"] = "trial_succeeded"
 
 
@@ -171,8 +171,8 @@ class TrialSucceeded:
 class TrialFailed:
     """A trial ended with an error; the others go on."""
 
-    trial: str
-    error: str
+    trial: str  # its id
+    error: str  # what ended it, in a sentence
     kind: Literal["trial_failed"] = "trial_failed"
 
 
@@ -181,7 +181,7 @@ class TrialFailed:
 class TrialStopped:
     """A trial was stopped on request; it goes on from its last checkpoint the next time."""
 
-    trial: str
+    trial: str  # its id
     kind: Literal["trial_stopped"] = "trial_stopped"
 
 
