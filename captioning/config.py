@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from captioning.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
-SHOWN_CHARACTERS = 80  # of a wrong value in a message
+SHOWN_CHARACTERS = 80  # a message shows so much of a wrong value
 # The C parser is nearly ten times as fast, and every command reads the lexicon.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -41,7 +41,7 @@ from training.checkpoint_files import (
 )
 from training.recipe import Recipe
 
-# The names of the listing are here too, for those who load what they list.
+# The listing functions are exported here as well, for callers that list and load.
 __all__ = [
     "Checkpoint",
     "Contents",
@@ -96,7 +96,9 @@ def save_checkpoint(
 
 
 def write_checkpoint(trial_dir: Path, contents: Contents) -> Unpublished:
-    """All of a checkpoint but its name: `publish` it, or `remove_unfinished` will.
+    """Write a checkpoint into a temporary folder, which `publish` gives its name.
+
+    What a killed writer leaves there, `remove_unfinished` deletes.
 
     `contents.step_samples`, of all workers, go into the manifest: who goes on keeps them. Raises
     OSError (a full disk) and leaves nothing.
@@ -177,7 +179,7 @@ def load_checkpoint(path: Path) -> Contents:
     files = read_verified(path)
     source = str(path / RECIPE_FILE)
     data = yaml.safe_load(files[RECIPE_FILE])
-    # Recipes that name no axis are from the time when there was one.
+    # Older recipes name no axis, because `output` was the only one.
     data["network"].setdefault("dora_axis", "output")
     return Contents(
         step=step,

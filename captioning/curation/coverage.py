@@ -20,7 +20,7 @@ from captioning.framing import (
 
 Cell = tuple[Framing, Direction]
 # The guide for Flux captions asks for two or three close-ups from the front and from each side,
-# then waist-up and full body; the least of it.
+# then waist-up and full body; these are the smallest numbers that it names.
 WANTED: Mapping[Cell, int] = {
     ("close-up", "front"): 2,
     ("close-up", "left"): 2,

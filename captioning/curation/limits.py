@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# What Stable Diffusion 1.x was trained at; guides for bigger bases call less than this useless too.
+# Stable Diffusion 1.x was trained at 512 px; guides for larger bases reject smaller pictures too.
 SMALLEST_GUIDED_PX = 512
 
 

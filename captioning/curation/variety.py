@@ -11,7 +11,7 @@ from captioning.findings import DATASET, Finding, Severity
 from captioning.framing import framing_of
 from captioning.lexicon import lexicon
 
-# What should change from picture to picture, so that the trigger does not learn it.
+# These should change from picture to picture; else the trigger learns them.
 VARIED_SLOTS = ("expression", "gaze", "pose", "outfit", "background", "light")
 # With fewer pictures that say anything about a slot its shares mean little.
 MIN_PICTURES_SAYING = 8

@@ -72,7 +72,7 @@ def main() -> None:
             errors.print("stopped; the same command goes on from what is done")
         raise
     except OSError as error:
-        path = error.filename2 or error.filename  # of a renaming, what it was to become
+        path = error.filename2 or error.filename  # in a renaming, the new name
         if error.errno in PATH_ERRORS and path:
             _fail(f"{path}: {error.strerror}. Fix: name another path")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

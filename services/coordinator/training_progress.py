@@ -43,8 +43,8 @@ class TrainingProgress:
         self._total = sum(planned.recipe.steps for planned in plan.trained)
         self._step = step
         self._device_bytes = self._resident_bytes = 0  # the largest of all steps
-        self.scoring_seconds: list[float] = []  # of every checkpoint that was scored
-        self._advance()  # what was done before has no pace
+        self.scoring_seconds: list[float] = []  # one for every checkpoint that was scored
+        self._advance()  # steps of an earlier run do not count towards the speed
 
     def __call__(self, event: Event) -> None:
         match event:

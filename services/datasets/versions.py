@@ -66,7 +66,7 @@ class PushedDataset:
 
     @property
     def summary(self) -> str:
-        """One line about it."""
+        """A line that counts the files that were sent and those that were there."""
         return f"{self.transfer.sent} files sent and read back, {self.transfer.present} were there"
 
 
@@ -80,7 +80,7 @@ class PulledDataset:
 
     @property
     def summary(self) -> str:
-        """One line about it."""
+        """A line that counts the files fetched, and the pictures of the version."""
         dataset, moved = self.dataset, self.transfer
         return (
             f"{dataset.character}/{dataset.name}: {moved.sent} files fetched and verified, "

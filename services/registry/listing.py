@@ -3,7 +3,7 @@
 A tracking URI in, adapter versions out. Importing MLflow takes longer than all else that a list
 needs, so the one that MLflow gave is kept beside the embedded database, with a hash of the rows
 that it was made from. While the rows are the same, so is the list. Only MLflow says what the rows
-mean: they are compared here and never understood. A tracking server is asked each time.
+mean: this file compares rows and does not interpret them. A tracking server is asked each time.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ class MlflowRuns:
             present.update((metric.key, metric.step) for metric in batch)
 
     def _push_checkpoint(self, run_id: str, folder: Path, pushed: Mapping[str, str]) -> None:
-        """Upload a checkpoint's files unless they are there; reads no tensors that are.
+        """Upload a checkpoint's files unless they are there; what is there is not read again.
 
         The manifest says the hashes of the large files. One whose bytes are others is damaged, and
         is logged and not uploaded. Tags of earlier versions are hashes over the manifest's bytes

@@ -86,7 +86,7 @@ class ScoredSweep:
     dataset: DatasetVersion
     plan: SweepPlan
     candidates: list[Candidate]
-    unscored: str | None  # a newer sweep, of which nothing is
+    unscored: str | None  # a newer sweep that has no scored checkpoint yet
 
 
 def newest_scored(store: Store, character: str, workers: int) -> ScoredSweep:

@@ -146,7 +146,7 @@ def encode_samples(
     }
     if limits is not None:
         index["sizes"] = sizes  # with each picture's own size they decide its bucket
-    if base.text_dtype != torch.float32:  # as on a GPU, where the numbers come out coarser
+    if base.text_dtype != torch.float32:  # on a GPU, say, where encoders round more
         index["text_dtype"] = str(base.text_dtype).removeprefix("torch.")
     key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:32]
     cache = _read(folder / key, key)

@@ -29,7 +29,7 @@ def peft_tensors(updates: Sequence[Update], dtype: torch.dtype) -> dict[str, Ten
         tensors[f"{name}.lora_A.weight"] = update.down.to(dtype)
         tensors[f"{name}.lora_B.weight"] = update.up.to(dtype)
         if update.magnitude is not None:
-            # transformers 5 finds an encoder's by its whole name alone, PEFT by either.
+            # transformers 5 needs the full name for a text encoder's magnitude; PEFT accepts both.
             ending = ".weight" if is_of_encoder(update.component) else ""
             tensors[f"{name}.lora_magnitude_vector{ending}"] = update.magnitude
     return tensors
@@ -66,8 +66,8 @@ def header_entry(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     for key, tensor in tensors.items():
         if key.endswith(".lora_A.weight"):
             component, _, module = key.removesuffix(".lora_A.weight").partition(".")
-            # A name that ends a layer's both with and without the levels above it, of which
-            # versions of transformers differ in one.
+            # Versions of transformers differ in one level of the name, so only the ending that all
+            # of them share is kept.
             module = module.removeprefix("text_model.encoder.")
             ranks.setdefault(component, {})[module] = len(tensor)
     entry: dict[str, object] = {}

@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 1_000_000
 MODELSPEC_VERSION = "1.0.1"
 # ModelSpec has no name for a flow: the entry is left out there.
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
-# The arguments with which LyCORIS, which has these forms, would have made them.
+# The LyCORIS arguments that would produce these forms.
 LYCORIS_ARGS = {
     "diff": {"algo": "full"},
     "dora": {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"},

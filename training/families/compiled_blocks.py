@@ -45,12 +45,12 @@ class CompiledBlocks:
         """Let the base compute as it is written from here on."""
         self.hook.remove()
         for block in self.blocks:
-            block._compiled_call_impl = None  # as before `Module.compile`, which has no other way
+            block._compiled_call_impl = None  # PyTorch has no public way to undo `compile`
         self.is_on = False
 
 
 def is_compiled(denoiser: nn.Module) -> bool:
-    """Whether any block of the denoiser is compiled; `Module.compile` leaves a call of its own."""
+    """Whether any block is compiled: `Module.compile` stores a compiled call in the module."""
     return any(module._compiled_call_impl is not None for module in denoiser.modules())
 
 

@@ -116,7 +116,7 @@ class Flux2Base(Base):
 
     @property
     def guidance_embedded(self) -> bool:
-        """A distilled klein has its guidance within, and is not even given it."""
+        """A distilled klein has guidance built in, so it takes none as input."""
         return self._is_dev or self._is_distilled
 
     @torch.no_grad()

@@ -80,7 +80,7 @@ class ZImageBase(Base):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """As ZImagePipeline.encode_prompt, whose lists are the rows that the mask leaves."""
+        """As ZImagePipeline.encode_prompt, which gives lists where here a mask marks the rows."""
         encoder, tokenizer = self.text_encoders["text_encoder"], self.tokenizers["tokenizer"]
         text, mask = qwen_states(encoder, tokenizer, prompts, TEXT_TOKENS, (-2,), thinking=True)
         return {"text": text * mask[..., None], "mask": mask}  # (N, T, C), (N, T)

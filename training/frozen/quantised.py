@@ -155,7 +155,7 @@ def is_quantised(weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """W·x + bias in the type of `x`; of 4 bits it is bitsandbytes' own.  # (..., in), (out, in)"""
+    """W·x + bias in the type of `x`; for 4 bits bitsandbytes' product.  # (..., in), (out, in)"""
     state = getattr(weight, "quant_state", None)
     if state is None:
         return nn.functional.linear(x, computed(weight, x.dtype), bias)

@@ -41,7 +41,7 @@ def load_sharded(
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     base = load_base(path_or_id, "cpu", dtype)
-    # Pinned, to be copied beside the computing; without an accelerator there is nothing to pin for.
+    # Pinned memory lets copies overlap with computing; on a CPU it has no use.
     pinned = CPUOffloadPolicy(pin_memory=device.type != "cpu")
     policy = pinned if offload else OffloadPolicy()
     options: dict[str, Any] = {

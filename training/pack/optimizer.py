@@ -21,7 +21,7 @@ from training.pack.bank import AdapterBank
 # Adafactor factors a matrix into rows and columns and clips a part by its own size; the 8-bit
 # moments have a scale for each 256 numbers of a tensor, and small tensors keep 32 bits.
 BY_PART = ("adafactor", "adamw8bit")
-# What the library counts once for all weights, beside the state of each weight.
+# Numbers that the library keeps once for all weights, beside the state of each weight.
 SHARED_NUMBERS = {
     "prodigy": ("d", "d_max", "d_numerator", "k"),
     "schedulefree": ("k", "weight_sum", "lr_max"),
@@ -177,7 +177,7 @@ def _make(options: Optimizer, parameters: list[nn.Parameter]) -> torch.optim.Opt
 
 
 def _number(value: Any) -> Tensor:
-    """A tensor as it is, a float in double precision, an integer as one."""
+    """A number as a tensor: a float in double precision, an integer as an integer."""
     if isinstance(value, Tensor):
         return value
     return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)

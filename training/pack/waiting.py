@@ -49,7 +49,7 @@ class WaitingTrials:
         return found.pop()
 
     def take_next(self, base: Base, count: int | None) -> list[TrialState]:
-        """At most `count` trials (None: all) with what they go on from; they wait no more."""
+        """At most `count` trials (None: all) with what they go on from; they leave the queue."""
         left = len(self._trials)
         joining = [self._trials.popleft() for _ in range(left if count is None else count) if self]
         for trial in joining if self._rank == 0 else ():
