@@ -128,7 +128,7 @@ class FlowMatching(Objective):
         return noise - latents
 
     def weights(self, recipe: Recipe, timesteps: Tensor) -> Tensor:
-        """Every weight is 1, since times are drawn with that density (Esser et al. 2024, eq. 18)."""
+        """Every weight is 1: times are drawn with that density (Esser et al. 2024, eq. 18)."""
         if recipe.min_snr_gamma is not None:
             raise ValueError("min_snr_gamma belongs to diffusions: fit the recipe to the family")
         return torch.ones(timesteps.shape, device=timesteps.device)
