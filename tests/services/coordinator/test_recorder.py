@@ -98,3 +98,16 @@ def test_trials_that_were_running_end_with_the_sweep(
     assert recorded(home) == {first: ("succeeded", "FINISHED"), second: (state, status)}
     Recorder(home, prepared, registry)(CheckpointScored(second, 10, score(0.6), 2.0))
     assert recorded(home)[second] == ("running", "RUNNING"), "the sweep goes on"
+
+
+def test_a_sweep_that_has_succeeded_stays_so_when_it_is_asked_for_again_and_stopped(
+    home: Home, prepared: PreparedSweep, registry: Registry
+):
+    from mlflow.tracking import MlflowClient
+
+    Recorder(home, prepared, registry).end("succeeded")
+    Recorder(home, prepared, registry).end("cancelled")
+    client = MlflowClient(home.tracking_uri)
+    experiment = client.get_experiment_by_name("aya")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.data.tags[STATE_TAG], run.info.status) == ("succeeded", "FINISHED")
