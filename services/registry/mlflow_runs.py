@@ -176,7 +176,7 @@ class MlflowRuns:
         """Bring the run's status and its state tag to `state`; what has succeeded stays so."""
         run_id, status = run.info.run_id, RUN_STATUS[state]
         current = self._client.get_run(run_id)
-        if current.info.status == "FINISHED" != status:
+        if current.info.status == "FINISHED" and status != "FINISHED":
             return
         if current.data.tags.get(STATE_TAG) != state:
             self._client.set_tag(run_id, STATE_TAG, state)
