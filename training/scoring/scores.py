@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load_file
 
 from captioning import UserError, parse_config, write_atomic
@@ -139,7 +139,11 @@ class Measured(_Strict):
             raise UserError(
                 str(path), "cannot be read", "score the checkpoint; the sweep does it when resumed"
             ) from error
-        return parse_config(cls, cls._data(text, folder), str(path))
+        return cls._parse(text, folder)
+
+    @classmethod
+    def _parse(cls, text: str, folder: Path) -> Self:
+        return parse_config(cls, cls._data(text, folder), str(folder / SCORES_FILE))
 
     @classmethod
     def _data(cls, text: str, folder: Path) -> object:
@@ -155,6 +159,14 @@ class Measured(_Strict):
 
 class Score(Measured):
     """A checkpoint's score."""
+
+    @classmethod
+    def _parse(cls, text: str, folder: Path) -> Self:
+        """Read the JSON in one pass, since a leaderboard reads hundreds of scores."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return super()._parse(text, folder)  # which says what is wrong, and where
 
 
 class BaseScores(Measured):
