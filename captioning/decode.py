@@ -80,7 +80,7 @@ def _decoded(data: bytes, at_least_px: int | None) -> tuple[Pillow.Image, Pictur
         raise PictureError("an empty file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; a bomb is refused below
+            warnings.simplefilter("ignore")  # Pillow warns about odd metadata
             with Pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise PictureError(f"{opened.width}×{opened.height} px is too large to decode")

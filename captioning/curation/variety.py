@@ -13,7 +13,7 @@ from captioning.lexicon import lexicon
 
 # These should change from picture to picture; else the trigger learns them.
 VARIED_SLOTS = ("expression", "gaze", "pose", "outfit", "background", "light")
-# With fewer pictures that say anything about a slot its shares mean little.
+# When fewer pictures than this say anything about a slot, its shares mean little.
 MIN_PICTURES_SAYING = 8
 
 
